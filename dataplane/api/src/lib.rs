@@ -1,0 +1,1 @@
+//! The control API: penstock.proto and the typed model beside it.

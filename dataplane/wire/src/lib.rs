@@ -1,0 +1,1 @@
+//! Header views, parse, checksums and encapsulation templates.
