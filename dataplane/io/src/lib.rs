@@ -1,1 +1,21 @@
-//! Packet memory, bursts, ports and XDP steering.
+//! Packet memory, bursts, ports and XDP steering: everything between the engine and the kernel.
+//!
+//! This crate and the vhost device are the only ones that hold `unsafe`. What they hand to the engine is safe to use:
+//! a [`Frame`] is an exclusive token for one chunk of packet memory, a [`Burst`] is a short queue of them, and a
+//! [`Port`] exchanges bursts with the world.
+
+pub mod burst;
+pub mod clock;
+pub mod frame;
+pub mod mem;
+pub mod pages;
+pub mod pool;
+pub mod port;
+pub mod region;
+
+pub use burst::{BURST, Burst};
+pub use clock::{Ticks, TicksPerSecond};
+pub use frame::{Frame, NoHeadroom, NoTailroom, TooShort};
+pub use pool::FramePool;
+pub use port::{Port, PortCounters, PortFault};
+pub use region::{CHUNK, Census, HEADROOM, Hugepages, MapError, PageSize, Region};
