@@ -1,0 +1,85 @@
+//! What is wrong with a configuration, and what puts it right.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// One thing that is wrong with one object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Fault {
+    /// What it is about: `endpoint "web"`, or a file.
+    pub object: String,
+    /// The key within the object; empty when it is the object as a whole.
+    pub key: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What puts it right.
+    pub mend: String,
+}
+
+impl Fault {
+    /// A fault of `key` in `object`.
+    pub fn new(
+        object: impl Into<String>,
+        key: impl Into<String>,
+        problem: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self { object: object.into(), key: key.into(), problem: problem.into(), mend: mend.into() }
+    }
+}
+
+/// One line: ``endpoint "web", `mac`: 01:00:00:00:00:01 is a multicast address; write a unicast one``.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.object)?;
+        if !self.key.is_empty() {
+            write!(f, ", `{}`", self.key)?;
+        }
+        write!(f, ": {}", self.problem)?;
+        if !self.mend.is_empty() {
+            write!(f, "; {}", self.mend)?;
+        }
+        Ok(())
+    }
+}
+
+/// What puts a bad value of `key` right, wherever the value came from.
+///
+/// The file and the socket read their keys differently but give the same advice, from this one list.
+pub(crate) fn mend(key: &str) -> &'static str {
+    // A key inside a list or a table, as in `addresses[1]` or `via.uplink.gateway`, is named by its last part.
+    let leaf = key.rsplit('.').next().unwrap_or(key);
+    let leaf = leaf.split('[').next().unwrap_or(leaf);
+    match leaf {
+        "name" | "network" | "uplink" | "peer" => "use 1 to 63 of the characters A-Z a-z 0-9 . _ / -",
+        "interface" => "write the name of a network interface, as `ip link` shows it",
+        "mac" => "write a unicast MAC address, as in 02:00:00:00:00:01",
+        "address" | "addresses" | "gateway" | "gateways" => "write an address, as in 10.1.0.7 or fd00::7",
+        "prefix" | "prefixes" => "write a prefix without host bits, as in 10.1.0.0/16 or fd00:1::/64",
+        "vni" => "choose a number from 0 to 16777215",
+        "mtu" => "choose 576 to 65535 bytes, at least 1280 where IPv6 is spoken",
+        "encapsulation" => "choose \"vxlan\", \"geneve\" or \"none\"",
+        "xdp" => "choose \"auto\", \"native\" or \"generic\"",
+        "copy" => "choose \"auto\", \"zero-copy\" or \"copy\"",
+        "queues" => "choose at least 1, or leave the key out for every queue of the device",
+        "tx-budget" => "choose at least 1, or leave the key out for the kernel's default",
+        "budget" | "timeout-us" => "choose at least 1, or leave busy-poll out",
+        "dscp" => "choose a number from 0 to 63, or leave the key out to copy the packet's own",
+        "port" => "choose a UDP port from 1 to 65535, or leave the key out for the encapsulation's own",
+        "class" => "choose an option class from 0 to 65535",
+        "kind" => "choose 0 to 127; the critical bit has a key of its own",
+        "data" => "write up to 124 bytes, a multiple of 4, as hexadecimal digits",
+        "geneve-options" => "give each option its class, kind, critical and data",
+        "receive" | "transmit" => "write the path of a capture file",
+        "attachment" => {
+            "choose one of veth = { interface }, tap = { interface } and pcap = { receive, transmit }"
+        }
+        "via" => {
+            "choose one of { peer = NAME }, \"host\", { uplink = { uplink, gateway } } and \"blackhole\""
+        }
+        "cross-subnet" | "udp-checksum" | "critical" => "choose true or false",
+        "busy-poll" => "write { budget = PACKETS, timeout-us = MICROSECONDS }",
+        _ => "see the example configurations for what the object may hold",
+    }
+}
