@@ -1,6 +1,6 @@
 //! IPv4 headers and options (RFC 791).
 
-use crate::bytes::{array, be16, put, put16};
+use crate::bytes::{be16, be32, put, put16};
 use crate::{Malformed, checksum};
 use std::net::Ipv4Addr;
 
@@ -111,13 +111,13 @@ impl<'a> Ipv4<'a> {
     /// The sender.
     #[inline]
     pub fn src(&self) -> Ipv4Addr {
-        Ipv4Addr::from(array::<HEADER_LEN, 4>(self.header, 12))
+        Ipv4Addr::from_bits(be32(self.header, 12))
     }
 
     /// The receiver.
     #[inline]
     pub fn dst(&self) -> Ipv4Addr {
-        Ipv4Addr::from(array::<HEADER_LEN, 4>(self.header, 16))
+        Ipv4Addr::from_bits(be32(self.header, 16))
     }
 
     /// The options, in order.

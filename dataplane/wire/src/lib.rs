@@ -17,7 +17,11 @@ mod malformed;
 mod vni;
 
 pub mod checksum;
+pub mod decap;
+pub mod ecn;
+pub mod encap;
 pub mod ethernet;
+pub mod geneve;
 pub mod icmp;
 pub mod icmpv6;
 pub mod ipv4;
@@ -28,6 +32,7 @@ pub mod sctp;
 pub mod tcp;
 pub mod udp;
 pub mod vlan;
+pub mod vxlan;
 
 pub use mac::{BadMac, MacAddr};
 pub use malformed::Malformed;

@@ -134,8 +134,8 @@ fn plain(frame: &[u8]) -> Option<Parsed> {
     let is_whole = fragment_word & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0;
     let end = PLAIN_L3 + usize::from(be16(window, PLAIN_L3 + ipv4::TOTAL_LEN_AT));
     let fits = end <= frame.len() && frame.len() <= usize::from(u16::MAX);
-    let header: [u8; ipv4::HEADER_LEN] = array(window, PLAIN_L3);
-    if !(is_ipv4 & is_whole & fits) || !checksum::verify_ipv4_header(&header) {
+    let header: &[u8; ipv4::HEADER_LEN] = window[PLAIN_L3..].first_chunk()?;
+    if !(is_ipv4 & is_whole & fits) || !checksum::verify_ipv4_header(header) {
         return None;
     }
     let protocol = header[9];
@@ -152,8 +152,8 @@ fn plain(frame: &[u8]) -> Option<Parsed> {
         return None;
     }
     let flow = V4Flow {
-        src: Ipv4Addr::from(array::<20, 4>(&header, 12)),
-        dst: Ipv4Addr::from(array::<20, 4>(&header, 16)),
+        src: Ipv4Addr::from_bits(be32(header, 12)),
+        dst: Ipv4Addr::from_bits(be32(header, 16)),
         proto: protocol,
         sport: be16(window, PLAIN_L4),
         dport: be16(window, PLAIN_L4 + 2),
@@ -259,8 +259,8 @@ impl Walk<'_> {
         }
         let (sport, dport) = self.ports(protocol, payload, fragment)?;
         let flow = V4Flow {
-            src: Ipv4Addr::from(array::<20, 4>(header, 12)),
-            dst: Ipv4Addr::from(array::<20, 4>(header, 16)),
+            src: Ipv4Addr::from_bits(be32(header, 12)),
+            dst: Ipv4Addr::from_bits(be32(header, 16)),
             proto: protocol,
             sport,
             dport,
