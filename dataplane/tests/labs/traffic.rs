@@ -1,0 +1,83 @@
+//! Real programs that talk through a lab, and what they must get.
+
+use serde_json::Value;
+
+use crate::lab::{Lab, Place, number, repository, wait_until};
+
+/// Echoes must come back, all of them. The first may wait for neighbours to be found, so one goes ahead.
+pub fn ping(from: &Place, to: &str) {
+    reach(from, to);
+    let answer = from.run(&format!("ping -c 5 -i 0.05 -W 2 {to}"));
+    assert!(answer.contains(" 0% packet loss"), "{answer}");
+}
+
+/// Waits until an echo comes back.
+pub fn reach(from: &Place, to: &str) {
+    wait_until(&format!("an echo from {to}"), || {
+        from.attempt(&format!("ping -c 1 -W 1 {to}")).status.success()
+    });
+}
+
+/// No echo may come back.
+pub fn no_ping(from: &Place, to: &str) {
+    let output = from.attempt(&format!("ping -c 3 -i 0.1 -W 1 {to}"));
+    assert!(!output.status.success(), "{to} answers: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// A web server in `at` that holds a file of `bytes` bytes; `from` fetches it from `address` and must get the same.
+pub fn fetch(lab: &Lab, from: &Place, at: &Place, address: &str, bytes: usize) {
+    let folder = lab.file("www");
+    std::fs::create_dir_all(&folder).expect("a folder in the lab's own");
+    // Every offset has its own value, so that a segment out of place is seen.
+    let content: Vec<u8> = (0..bytes.div_ceil(4) as u32).flat_map(u32::to_le_bytes).take(bytes).collect();
+    std::fs::write(folder.join("file"), &content).expect("a file in the lab's own folder");
+    let _server =
+        at.serve(8080, &format!("python3 -m http.server --bind :: --directory {} 8080", folder.display()));
+    let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let got = folder.join("got");
+    from.run(&format!("curl -sS --fail --max-time 60 -o {} http://{host}:8080/file", got.display()));
+    assert!(
+        std::fs::read(&got).expect("curl wrote it") == content,
+        "{bytes} bytes from {address} arrived changed"
+    );
+}
+
+/// What `iperf3` measured from one pod to another with `options`.
+pub fn iperf(from: &Place, at: &Place, address: &str, options: &str) -> Value {
+    let server = at.serve(5201, "iperf3 -s -1");
+    let answer = from.run(&format!("iperf3 -J -c {address} {options}"));
+    server.finish();
+    serde_json::from_str(&answer).expect("iperf3 speaks JSON")
+}
+
+/// Datagrams of `bytes` bytes must all arrive; those longer than the MTU travel in fragments.
+pub fn datagrams(from: &Place, at: &Place, address: &str, bytes: usize) {
+    let answer = iperf(from, at, address, &format!("-u -b 10M -l {bytes} -n {}", bytes * 300));
+    let sum = &answer["end"]["sum"];
+    assert!(number(&sum["packets"]) >= 300, "{sum}");
+    assert_eq!(number(&sum["lost_packets"]), 0, "{sum}");
+}
+
+/// A TCP stream must carry something.
+pub fn stream(from: &Place, at: &Place, address: &str) {
+    let answer = iperf(from, at, address, "-t 1");
+    let sum = &answer["end"]["sum_received"];
+    assert!(number(&sum["bytes"]) > 1_000_000, "{sum}");
+}
+
+/// The kernel of `place` has seen no packet with a wrong checksum.
+pub fn assert_checksums_good(place: &Place) {
+    let counters = place.run("nstat -asz");
+    let bad: Vec<_> = counters
+        .lines()
+        .filter(|line| line.contains("CsumErrors"))
+        .filter(|line| line.split_whitespace().nth(1) != Some("0"))
+        .collect();
+    assert!(counters.contains("TcpInCsumErrors"), "the kernel counts them: {counters}");
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+/// A server that sends back what it gets, for sessions that must not break.
+pub fn echo_script() -> String {
+    repository().join("dataplane/tests/labs/echo.py").display().to_string()
+}
