@@ -12,6 +12,7 @@ pub mod pages;
 pub mod pool;
 pub mod port;
 pub mod region;
+pub mod tap;
 
 pub use burst::{BURST, Burst};
 pub use clock::{Ticks, TicksPerSecond};
