@@ -257,12 +257,23 @@ impl EncapTemplate {
     }
 
     /// Every other tunnel: options, IPv6 or a checksum.
+    ///
+    /// The headers are 64 to 128 bytes long, so two copies of 64 bytes that overlap cover them: cheaper than one copy
+    /// of a length that the compiler does not know.
     fn write_any(&self, head: &mut [u8], inner_l3: &[u8], stamp: Stamp) {
-        head.copy_from_slice(&self.bytes[..self.len()]);
-        if let Some(ethertype) = head.last_chunk_mut::<2>() {
-            *ethertype = stamp.ethertype.to_be_bytes();
+        let template = &self.bytes[..self.len()];
+        assert_eq!(head.len(), template.len(), "the room for tunnel headers has the template's length");
+        let (Some(back), Some(from)) = (head.last_chunk_mut::<V4_LEN>(), template.last_chunk()) else {
+            unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
+        };
+        *back = *from;
+        put16(back, V4_LEN - 2, stamp.ethertype);
+        let Some(front) = head.first_chunk_mut::<V4_LEN>() else {
+            unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
+        };
+        if template.len() > V4_LEN {
+            *front = self.first_line();
         }
-        let Some(front) = head.first_chunk_mut::<V4_LEN>() else { return };
         let l4 = if self.is_ipv4 {
             self.stamp_v4(front, stamp);
             V4_L4

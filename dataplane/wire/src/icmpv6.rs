@@ -1,4 +1,4 @@
-//! ICMPv6 headers (RFC 4443).
+//! ICMPv6 headers (RFC 4443); the messages of neighbour discovery are in [`crate::ndp`].
 
 use crate::bytes::{be16, be32, put, put16};
 use crate::checksum::Sum;

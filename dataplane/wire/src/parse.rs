@@ -291,13 +291,12 @@ impl Walk<'_> {
                 (rule, _) => rule,
             })?;
             if let Some(ipv6::FragmentHeader { offset, more, .. }) = extension.fragment() {
-                let behind = packet.len() - walk.rest().len() - ipv6::HEADER_LEN;
-                let found = Part { offset, more, len: payload_len - behind }.check()?;
                 if fragment != Fragment::Whole {
                     // A fragment in a fragment: nothing sends that.
                     return Err(Malformed::BadExtension);
                 }
-                fragment = found;
+                let behind = packet.len() - walk.rest().len() - ipv6::HEADER_LEN;
+                fragment = Part { offset, more, len: payload_len - behind }.check()?;
             }
         }
         let protocol = walk.next_header();

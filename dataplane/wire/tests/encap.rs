@@ -1,5 +1,7 @@
 //! Templates against an emitter that writes every field by itself, and against a parser that is not ours.
 
+#![allow(clippy::unwrap_used, reason = "the leave for tests does not reach the functions beside them")]
+
 use penstock_wire::encap::{DscpMode, ENTROPY_PORTS, EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::geneve::{self, GeneveOption};
 use penstock_wire::{MacAddr, Vni, decap, ecn, parse, vxlan};
@@ -82,7 +84,7 @@ fn slow_headers(path: &OuterPath, vni: Vni, tunnel: &Tunnel, inner: &Inner) -> V
             pseudo.extend(udp_len.to_be_bytes());
         }
         OuterAddresses::V6 { src, dst } => {
-            let label = inner.entropy % (1 << 20) | 1;
+            let label = (inner.entropy % (1 << 20)) | 1;
             let word = 6 << 28 | u32::from(tos) << 20 | label;
             ip.extend(word.to_be_bytes());
             ip.extend(udp_len.to_be_bytes());
