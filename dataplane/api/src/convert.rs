@@ -76,6 +76,15 @@ impl<'f> Reader<'f> {
         }
     }
 
+    /// An empty text is an absent value.
+    pub(crate) fn unless_empty<U>(
+        &mut self,
+        text: &str,
+        read: impl FnOnce(&mut Self, &str) -> Option<U>,
+    ) -> Option<Option<U>> {
+        self.optional(Some(text).filter(|text| !text.is_empty()), read)
+    }
+
     /// All of the values, or none if one is bad; the key of each is `key[i]`.
     fn list<T, U>(
         &mut self,
@@ -275,10 +284,10 @@ fn key_from_proto(i: usize, message: proto::Key, faults: &mut Vec<Fault>) -> Opt
     use proto::key::Key as Message;
     let reader = &mut Reader::new(called("key", i, ""), faults);
     match reader.present("", message.key)? {
-        Message::Uplink(name) => reader.text("uplink", &name).map(Key::Uplink),
-        Message::Network(name) => reader.text("network", &name).map(Key::Network),
+        Message::Uplink(name) => reader.text("name", &name).map(Key::Uplink),
+        Message::Network(name) => reader.text("name", &name).map(Key::Network),
         Message::Endpoint(name) => reader.text("name", &name).map(Key::Endpoint),
-        Message::Peer(name) => reader.text("peer", &name).map(Key::Peer),
+        Message::Peer(name) => reader.text("name", &name).map(Key::Peer),
         Message::Route(m) => {
             let network = reader.text("network", &m.network);
             let prefix = reader.text("prefix", &m.prefix);

@@ -55,7 +55,9 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "name" | "network" | "uplink" | "peer" => "use 1 to 63 of the characters A-Z a-z 0-9 . _ / -",
         "interface" => "write the name of a network interface, as `ip link` shows it",
         "mac" => "write a unicast MAC address, as in 02:00:00:00:00:01",
-        "address" | "addresses" | "gateway" | "gateways" => "write an address, as in 10.1.0.7 or fd00::7",
+        "source" | "destination" | "address" | "addresses" | "gateway" | "gateways" => {
+            "write an address, as in 10.1.0.7 or fd00::7"
+        }
         "prefix" | "prefixes" => "write a prefix without host bits, as in 10.1.0.0/16 or fd00:1::/64",
         "vni" => "choose a number from 0 to 16777215",
         "mtu" => "choose 576 to 65535 bytes, at least 1280 where IPv6 is spoken",
@@ -67,6 +69,13 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "budget" | "timeout-us" => "choose at least 1, or leave busy-poll out",
         "dscp" => "choose a number from 0 to 63, or leave the key out to copy the packet's own",
         "port" => "choose a UDP port from 1 to 65535, or leave the key out for the encapsulation's own",
+        "source-port" | "destination-port" => "choose a port from 0 to 65535",
+        "protocol" => "choose an IP protocol from 0 to 255",
+        "length" => "choose the length of an IP packet, up to 65535 bytes",
+        "ttl" => "choose a TTL or hop limit from 0 to 255",
+        "from" => "name an endpoint, the host, a peer with a network, or the uplink",
+        "filter" => "write, for example: tcp port 80 and not host 10.1.0.7",
+        "snaplen" => "choose at least 1 byte, or leave it out for whole frames",
         "class" => "choose an option class from 0 to 65535",
         "kind" => "choose 0 to 127; the critical bit has a key of its own",
         "data" => "write up to 124 bytes, a multiple of 4, as hexadecimal digits",

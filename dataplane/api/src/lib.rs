@@ -2,13 +2,17 @@
 //!
 //! [`model`] is what the rest of the project works with: its types can hold only well-formed values. [`proto`] is
 //! what travels over the socket, with the client and the server trait that tonic makes of it. [`convert`] leads
-//! from one to the other, and [`file`] from a TOML file to the model; both report every fault at once.
+//! from one to the other, and [`file`] from a TOML file to the model; both report every fault at once. [`query`] is what
+//! may be asked, [`filter`] chooses frames, and [`client`] speaks to the daemon.
 
 pub mod check;
+pub mod client;
 pub mod convert;
 pub mod fault;
 pub mod file;
+pub mod filter;
 pub mod model;
+pub mod query;
 pub mod scalar;
 
 pub use fault::Fault;
