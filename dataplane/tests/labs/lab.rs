@@ -116,11 +116,6 @@ impl Lab {
         rows.iter().map(|row| (text(&row["reason"]), number(&row["packets"]))).collect()
     }
 
-    /// How often node `i` dropped for `reason`.
-    pub fn dropped(&self, i: u8, reason: &str) -> u64 {
-        self.drops(i).get(reason).copied().unwrap_or(0)
-    }
-
     /// The rows that `penstock ports` has for the port `name` of node `i`, one a queue.
     pub fn port(&self, i: u8, name: &str) -> Vec<Value> {
         let ports = self.ask(i, "ports");
@@ -226,11 +221,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("not waited for yet").id()
-    }
-
     /// Fails if the program has ended.
     pub fn assert_runs(&mut self) {
         let child = self.child.as_mut().expect("not waited for yet");
