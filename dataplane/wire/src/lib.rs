@@ -23,6 +23,8 @@ pub mod ecn;
 pub mod encap;
 pub mod ethernet;
 pub mod fragment;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod geneve;
 pub mod icmp;
 pub mod icmpv6;
