@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use zerocopy::FromZeros;
@@ -42,6 +43,20 @@ impl Mapping {
         // SAFETY: the range is exactly this mapping.
         unsafe { libc::madvise(whole.base.as_ptr().cast(), whole.bytes, libc::MADV_HUGEPAGE) };
         Ok(whole)
+    }
+
+    /// Maps `bytes` of what `fd` offers at `offset`, shared with the kernel: a ring of an AF_XDP socket.
+    pub(crate) fn of_ring(fd: BorrowedFd<'_>, bytes: usize, offset: libc::off_t) -> io::Result<Mapping> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a mapping at an address of the kernel's choice touches no memory of ours.
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd.as_raw_fd(), offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Mapping { base, bytes })
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {

@@ -56,6 +56,8 @@ pub struct PortCounters {
     pub rx_no_chunk: u64,
     /// Frames that could not be received because they were too large or malformed for the port.
     pub rx_invalid: u64,
+    /// Frames discarded because they were too short to be an Ethernet frame.
+    pub tx_invalid: u64,
     /// System calls made to wake the kernel.
     pub kicks: u64,
 }

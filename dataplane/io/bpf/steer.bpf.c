@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Decides which packets leave the kernel's path for an AF_XDP socket.
+ *
+ * On an uplink it takes what is the dataplane's and nothing else, so that the node stays reachable whatever becomes of
+ * the dataplane; without a socket on the queue the packet goes to the kernel. On a pod's interface it takes everything;
+ * without a socket the packet is dropped, so that a pod is never without its policy.
+ */
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define UPLINK 0
+#define POD 1
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+#define VLAN_ID 0x0fff
+
+/* RFC 792 and RFC 1191; linux/icmp.h would bring the C library's headers along. */
+#define ICMP_ECHO_REPLY 0
+#define ICMP_UNREACHABLE 3
+#define ICMP_FRAGMENTATION_NEEDED 4
+/* RFC 4443 */
+#define ICMPV6_PACKET_TOO_BIG 2
+#define ICMPV6_ECHO_REPLY 129
+
+/* Set before the program is loaded; the verifier removes what the role does not need. */
+const volatile __u8 role = UPLINK;
+/* The VLAN whose frames are looked into; 0: frames with a tag go to the kernel. */
+const volatile __u16 vlan = 0;
+
+/* An IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291, section 2.5.5.2). */
+struct address {
+	__u8 bytes[16];
+};
+
+struct node_port {
+	struct address address;
+	__u8 protocol;
+	__u8 zero;
+	__be16 port;
+};
+
+/* Both ends included, host byte order. */
+struct port_range {
+	__u16 first;
+	__u16 last;
+};
+
+struct prefix4 {
+	__u32 bits;
+	__u8 bytes[4];
+};
+
+struct prefix6 {
+	__u32 bits;
+	__u8 bytes[16];
+};
+
+struct vlan_tag {
+	__be16 control;
+	__be16 protocol;
+};
+
+/* The first four bytes of TCP, UDP and SCTP. */
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+/* What precedes the quoted packet of an ICMP or ICMPv6 error. */
+struct icmp_head {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 id;
+	__be16 rest;
+};
+
+/* By a map of this name the loader knows a program as its own, whichever version loaded it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u32);
+} penstock_xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct address);
+	__type(value, __u8);
+} endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __be16);
+	__type(value, __u8);
+} tunnel_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix4);
+	__type(value, __u8);
+} prefixes4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix6);
+	__type(value, __u8);
+} prefixes6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct node_port);
+	__type(value, __u8);
+} node_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct address);
+	__type(value, struct port_range);
+} snat_ranges SEC(".maps");
+
+static __always_inline struct address mapped(__be32 ipv4)
+{
+	struct address address = { .bytes = { [10] = 0xff, [11] = 0xff } };
+
+	__builtin_memcpy(&address.bytes[12], &ipv4, sizeof(ipv4));
+	return address;
+}
+
+static __always_inline bool is_tunnel_port(__be16 port)
+{
+	return bpf_map_lookup_elem(&tunnel_ports, &port) != NULL;
+}
+
+static __always_inline bool is_endpoint(const struct address *address)
+{
+	return bpf_map_lookup_elem(&endpoints, address) != NULL;
+}
+
+static __always_inline bool is_snat_port(const struct address *address, __be16 port)
+{
+	const struct port_range *range = bpf_map_lookup_elem(&snat_ranges, address);
+	__u16 number = bpf_ntohs(port);
+
+	return range && number >= range->first && number <= range->last;
+}
+
+static __always_inline bool is_node_port(const struct address *address, __u8 protocol, __be16 port)
+{
+	struct node_port key = { .address = *address, .protocol = protocol, .port = port };
+
+	return bpf_map_lookup_elem(&node_ports, &key) != NULL;
+}
+
+/* TCP, UDP or SCTP to one of the node's own addresses. */
+static __always_inline bool takes_ports(const struct address *dest, __u8 protocol, void *at, void *end)
+{
+	const struct ports *ports = at;
+
+	if ((void *)(ports + 1) > end)
+		return false;
+	if (protocol == IPPROTO_UDP && is_tunnel_port(ports->dest) && is_endpoint(dest))
+		return true;
+	return is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest);
+}
+
+/* "Fragmentation needed" about a tunnel packet that this node sent: the path's MTU must reach the dataplane. */
+static __always_inline bool quotes_tunnel4(void *at, void *end)
+{
+	const struct iphdr *ip = at;
+	const struct ports *ports;
+	struct address source;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5 || ip->protocol != IPPROTO_UDP ||
+	    ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
+		return false;
+	ports = at + ip->ihl * 4;
+	if ((void *)(ports + 1) > end)
+		return false;
+	source = mapped(ip->saddr);
+	return is_tunnel_port(ports->dest) && is_endpoint(&source);
+}
+
+/* "Packet too big" about a tunnel packet that this node sent. */
+static __always_inline bool quotes_tunnel6(void *at, void *end)
+{
+	const struct ipv6hdr *ip = at;
+	const struct ports *ports = (void *)(ip + 1);
+	struct address source;
+
+	if ((void *)(ports + 1) > end || ip->version != 6 || ip->nexthdr != IPPROTO_UDP)
+		return false;
+	__builtin_memcpy(&source, &ip->saddr, sizeof(source));
+	return is_tunnel_port(ports->dest) && is_endpoint(&source);
+}
+
+static __always_inline bool takes_ipv4(void *at, void *end)
+{
+	const struct iphdr *ip = at;
+	const struct icmp_head *icmp;
+	struct prefix4 prefix = { .bits = 32 };
+	struct address dest;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		return false;
+	__builtin_memcpy(prefix.bytes, &ip->daddr, sizeof(prefix.bytes));
+	if (bpf_map_lookup_elem(&prefixes4, &prefix))
+		return true;
+	/* The kernel puts fragments together for the node's own addresses: the later ones carry no ports. */
+	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
+		return false;
+	dest = mapped(ip->daddr);
+	at += ip->ihl * 4;
+	switch (ip->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		return takes_ports(&dest, ip->protocol, at, end);
+	case IPPROTO_ICMP:
+		icmp = at;
+		if ((void *)(icmp + 1) > end)
+			return false;
+		if (icmp->type == ICMP_ECHO_REPLY)
+			return is_snat_port(&dest, icmp->id);
+		return icmp->type == ICMP_UNREACHABLE && icmp->code == ICMP_FRAGMENTATION_NEEDED && is_endpoint(&dest) &&
+		       quotes_tunnel4((void *)(icmp + 1), end);
+	default:
+		return false;
+	}
+}
+
+static __always_inline bool takes_ipv6(void *at, void *end)
+{
+	const struct ipv6hdr *ip = at;
+	const struct icmp_head *icmp;
+	struct prefix6 prefix = { .bits = 128 };
+	struct address dest;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return false;
+	__builtin_memcpy(prefix.bytes, &ip->daddr, sizeof(prefix.bytes));
+	if (bpf_map_lookup_elem(&prefixes6, &prefix))
+		return true;
+	__builtin_memcpy(&dest, &ip->daddr, sizeof(dest));
+	at = (void *)(ip + 1);
+	/* Nobody sends tunnel packets with extension headers; such packets, fragments among them, are the kernel's. */
+	switch (ip->nexthdr) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		return takes_ports(&dest, ip->nexthdr, at, end);
+	case IPPROTO_ICMPV6:
+		icmp = at;
+		if ((void *)(icmp + 1) > end)
+			return false;
+		if (icmp->type == ICMPV6_ECHO_REPLY)
+			return is_snat_port(&dest, icmp->id);
+		return icmp->type == ICMPV6_PACKET_TOO_BIG && is_endpoint(&dest) && quotes_tunnel6((void *)(icmp + 1), end);
+	default:
+		return false;
+	}
+}
+
+static __always_inline bool takes(void *at, void *end)
+{
+	const struct ethhdr *eth = at;
+	__be16 protocol;
+
+	if ((void *)(eth + 1) > end)
+		return false;
+	protocol = eth->h_proto;
+	at = (void *)(eth + 1);
+	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD)) {
+		const struct vlan_tag *tag = at;
+
+		if (vlan == 0 || (void *)(tag + 1) > end || (bpf_ntohs(tag->control) & VLAN_ID) != vlan)
+			return false;
+		protocol = tag->protocol;
+		at = (void *)(tag + 1);
+	}
+	if (protocol == bpf_htons(ETH_P_IP))
+		return takes_ipv4(at, end);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return takes_ipv6(at, end);
+	return false;
+}
+
+SEC("xdp")
+int penstock_steer(struct xdp_md *ctx)
+{
+	if (role == POD)
+		return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, XDP_DROP);
+	if (takes((void *)(long)ctx->data, (void *)(long)ctx->data_end))
+		return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, XDP_PASS);
+	return XDP_PASS;
+}
+
+char LICENSE[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,134 @@
+//! AF_XDP: a port over one queue of a NIC, a virtual function or a veth.
+//!
+//! The rings are our own rather than the `xsk-rs` crate's. Its `FrameDesc` has no way to move where a packet starts, so
+//! nothing could be encapsulated or decapsulated in place; its `Umem` brings its own memory, so one region could not be
+//! shared by every socket; every ring operation is a call into C; and it pins an older libbpf-sys than the loader of the
+//! steering program wants. Side by side on veths it forwards as fast as inline rings, the kernel being most of the cost:
+//! the reason is the packet's start, not speed.
+
+mod error;
+mod held;
+mod open;
+mod port;
+mod ring;
+mod socket;
+mod umem;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::clock::TicksPerSecond;
+
+pub use error::XskError;
+pub use port::XskPort;
+
+/// Whether packets are copied between the device and the chunks: what is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Zero-copy where the driver has it, else copying, and the log says so.
+    #[default]
+    Auto,
+    /// Zero-copy or an error.
+    ZeroCopy,
+    /// Copying.
+    Copy,
+}
+
+/// Whether packets are copied between the device and the chunks: what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// The device reads and writes the chunks itself.
+    ZeroCopy,
+    /// The kernel copies every packet.
+    Copy,
+}
+
+impl std::fmt::Display for Transfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Transfer::ZeroCopy => "zero-copy",
+            Transfer::Copy => "copy",
+        })
+    }
+}
+
+/// Preferred busy polling (`Documentation/networking/napi.rst`): our system calls run the device's receive work. It is
+/// for NICs; on veths it did nothing or harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// Packets in one go (`SO_BUSY_POLL_BUDGET`).
+    pub budget: u32,
+    /// Microseconds that a call may poll for (`SO_BUSY_POLL`).
+    pub timeout_us: u32,
+}
+
+/// How an AF_XDP port is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XskConfig {
+    /// Slots of the receive ring, a power of two.
+    pub rx_ring: u32,
+    /// Slots of the transmit ring and of the completion ring, a power of two.
+    pub tx_ring: u32,
+    /// Chunks that the kernel is kept supplied with to receive into, 64 to 32768.
+    pub fill_level: u32,
+    /// Whether packets may be copied.
+    pub copy: CopyMode,
+    /// Preferred busy polling, if any.
+    pub busy_poll: Option<BusyPoll>,
+    /// Packets that one wake-up sends in copy mode (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.17), 32 up to `tx_ring`. By default
+    /// [`TX_BUDGET`] where the kernel has the option.
+    pub tx_budget: Option<u32>,
+    /// How long a receive ring that had fewer than [`PACE_BELOW`] packets is left alone before it is looked at again. The
+    /// ring's cache lines are what two processors fight for; zero turns it off.
+    pub pace: Duration,
+}
+
+impl Default for XskConfig {
+    fn default() -> XskConfig {
+        XskConfig {
+            rx_ring: 2048,
+            tx_ring: 2048,
+            fill_level: 2048,
+            copy: CopyMode::Auto,
+            busy_poll: None,
+            tx_budget: None,
+            pace: PACE,
+        }
+    }
+}
+
+/// Packets that one wake-up sends, unless configured.
+pub const TX_BUDGET: u32 = 128;
+
+/// How long a nearly empty receive ring is left alone, unless configured.
+pub const PACE: Duration = Duration::from_micros(2);
+
+/// A receive ring with fewer packets than this is nearly empty.
+pub const PACE_BELOW: usize = 32;
+
+/// `XDP_STATISTICS` of `linux/if_xdp.h`: what the kernel counted on this socket since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpStatistics {
+    /// Packets dropped for other reasons than the following: mostly that they do not fit a chunk.
+    pub rx_dropped: u64,
+    /// Descriptors in the fill ring that made no sense.
+    pub rx_invalid: u64,
+    /// Descriptors in the transmit ring that made no sense.
+    pub tx_invalid: u64,
+    /// Packets dropped because the receive ring was full.
+    pub rx_ring_full: u64,
+    /// Packets dropped because the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Times the transmit ring was found empty.
+    pub tx_ring_empty: u64,
+}
+
+/// Ticks in `pace`, by a measurement that the process makes once.
+fn pace_ticks(pace: Duration) -> u64 {
+    static RATE: OnceLock<TicksPerSecond> = OnceLock::new();
+    if pace.is_zero() {
+        0
+    } else {
+        RATE.get_or_init(|| TicksPerSecond::measure(Duration::from_millis(5))).ticks(pace)
+    }
+}

@@ -1,0 +1,226 @@
+//! From an interface and a queue to a bound socket with its fill ring filled.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use crate::netdev::Netdev;
+use crate::region::{CHUNK, HEADROOM, Region};
+use crate::xsk::error::XskError;
+use crate::xsk::socket::{RingSizes, Rings, Socket};
+use crate::xsk::umem::Lenders;
+use crate::xsk::{CopyMode, TX_BUDGET, Transfer, XskConfig};
+
+/// How long a queue may stay busy: the kernel finishes a close in the background, and a bind meanwhile answers EBUSY.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
+/// How long to wait between two tries.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+/// Packets under way hold memory of the socket's send buffer until their receiver has them: the default of 208 KiB is
+/// full after some 270 small ones, fewer than a transmit ring holds.
+const SEND_BUFFER: u32 = 8 << 20;
+
+/// A bound socket and its rings; the fill ring holds the chunks that were given.
+pub(crate) struct Opened {
+    pub(crate) socket: Socket,
+    pub(crate) rings: Rings,
+    pub(crate) transfer: Transfer,
+    /// Why it copies, when zero-copy was not asked away.
+    pub(crate) because: Option<String>,
+}
+
+/// What is opened, for the messages.
+pub(crate) struct Target<'a> {
+    pub(crate) port: &'a str,
+    pub(crate) netdev: &'a Netdev,
+    pub(crate) queue: u32,
+    pub(crate) region: &'static Region,
+}
+
+/// How a try ended that did not succeed.
+enum Refusal {
+    /// The queue is still or already in use.
+    Busy,
+    /// The device or the mode does not go together.
+    Mode(io::Error),
+    /// Nothing to be done.
+    Fatal(XskError),
+}
+
+impl From<XskError> for Refusal {
+    fn from(error: XskError) -> Refusal {
+        Refusal::Fatal(error)
+    }
+}
+
+/// Checks what can be checked before the kernel is asked.
+pub(crate) fn check(target: &Target<'_>, config: &XskConfig) -> Result<(), XskError> {
+    let fault = |key, value: u32, rule| {
+        let (port, value) = (target.port.to_owned(), u64::from(value));
+        Err(XskError::Setting { port, key, value, rule })
+    };
+    let ring = |slots: u32| slots.is_power_of_two() && (64..=32768).contains(&slots);
+    if !ring(config.rx_ring) {
+        return fault("rx_ring", config.rx_ring, "a power of two from 64 to 32768");
+    }
+    if !ring(config.tx_ring) {
+        return fault("tx_ring", config.tx_ring, "a power of two from 64 to 32768");
+    }
+    if !(64..=32768).contains(&config.fill_level) {
+        return fault("fill_level", config.fill_level, "from 64 to 32768");
+    }
+    if let Some(budget) = config.tx_budget
+        && !(32..=config.tx_ring).contains(&budget)
+    {
+        return fault("tx_budget", budget, "from 32 to the slots of the transmit ring");
+    }
+    if target.queue >= target.netdev.rx_queues {
+        let queues = target.netdev.rx_queues;
+        return Err(XskError::NoSuchQueue { port: target.port.to_owned(), queues });
+    }
+    Ok(())
+}
+
+/// Opens a socket in the best mode that the device and the configuration allow.
+pub(crate) fn open(target: &Target<'_>, config: &XskConfig, chunks: &[u32]) -> Result<Opened, XskError> {
+    let zero_copy = match (config.copy, target.netdev.features) {
+        (CopyMode::Copy, _) => Err("it was asked for".to_owned()),
+        (_, Some(features)) if !features.zero_copy => Err("the driver has no zero-copy".to_owned()),
+        _ => bind_patiently(target, config, chunks, Transfer::ZeroCopy)?.map_err(|error| error.to_string()),
+    };
+    let (opened, because) = match (zero_copy, config.copy) {
+        (Ok(opened), _) => (opened, None),
+        (Err(why), CopyMode::ZeroCopy) => {
+            return Err(XskError::NoZeroCopy { port: target.port.to_owned(), why });
+        }
+        (Err(why), _) => {
+            let refused = |source| XskError::Refused {
+                port: target.port.to_owned(),
+                mtu: target.netdev.mtu,
+                chunk: CHUNK,
+                source,
+            };
+            (bind_patiently(target, config, chunks, Transfer::Copy)?.map_err(refused)?, Some(why))
+        }
+    };
+    let (socket, rings) = opened;
+    let system = |call| move |source| XskError::System { port: target.port.to_owned(), call, source };
+    let transfer = socket.transfer().map_err(system("XDP_OPTIONS"))?;
+    let opened = Opened { socket, rings, transfer, because };
+    tune(target, config, &opened)?;
+    say(target, config, &opened);
+    Ok(opened)
+}
+
+/// Binds, waiting while the queue is busy. The inner error says that the mode cannot be had.
+fn bind_patiently(
+    target: &Target<'_>,
+    config: &XskConfig,
+    chunks: &[u32],
+    transfer: Transfer,
+) -> Result<Result<(Socket, Rings), io::Error>, XskError> {
+    let start = Instant::now();
+    loop {
+        match bind_once(target, config, chunks, transfer) {
+            Ok(bound) => return Ok(Ok(bound)),
+            Err(Refusal::Mode(error)) => return Ok(Err(error)),
+            Err(Refusal::Fatal(error)) => return Err(error),
+            Err(Refusal::Busy) if start.elapsed() > BUSY_LIMIT => {
+                let waited_ms = start.elapsed().as_millis();
+                return Err(XskError::QueueBusy { port: target.port.to_owned(), waited_ms });
+            }
+            Err(Refusal::Busy) => std::thread::sleep(BUSY_PAUSE),
+        }
+    }
+}
+
+/// One try, on a socket of its own: a failed bind leaves a socket that cannot be bound again.
+fn bind_once(
+    target: &Target<'_>,
+    config: &XskConfig,
+    chunks: &[u32],
+    transfer: Transfer,
+) -> Result<(Socket, Rings), Refusal> {
+    let socket = Socket::new(target.port)?;
+    let completion = config.tx_ring;
+    let fill = config.fill_level.next_power_of_two();
+    let sizes = RingSizes { fill, completion, rx: config.rx_ring, tx: config.tx_ring };
+    let mut rings = socket.rings(target.port, sizes)?;
+    // Many drivers look at the fill ring when they bind, so it is filled before.
+    for &chunk in chunks {
+        let pushed = rings.fill.push(u64::from(chunk) * CHUNK as u64);
+        debug_assert!(pushed, "the fill ring has room for the fill level");
+    }
+    rings.fill.publish();
+    match bind_any(&socket, target, transfer) {
+        Ok(()) => Ok((socket, rings)),
+        Err(Refusal::Mode(source)) => Err(match source.raw_os_error() {
+            Some(libc::EBUSY) => Refusal::Busy,
+            Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) => Refusal::Mode(source),
+            _ => XskError::from_call(target.port, "bind(AF_XDP)", target.region.bytes(), source).into(),
+        }),
+        Err(other) => Err(other),
+    }
+}
+
+/// Binds with the UMEM of a bound socket, or with one of its own when there is none.
+fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<(), Refusal> {
+    let mut lenders = Lenders::lock();
+    let bind = |lender: Option<RawFd>| socket.bind(target.netdev.index, target.queue, transfer, lender);
+    let bound = loop {
+        let Some(lender) = lenders.find(target.region, transfer) else {
+            socket.register(target.port, target.region)?;
+            break bind(None);
+        };
+        match bind(Some(lender)) {
+            // The lender's device was removed, which unbound it: it lends no more.
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => lenders.remove(lender),
+            other => break other,
+        }
+    };
+    bound.map_err(Refusal::Mode)?;
+    lenders.add(socket.raw(), target.region, transfer);
+    Ok(())
+}
+
+/// The options that a bound socket takes.
+fn tune(target: &Target<'_>, config: &XskConfig, opened: &Opened) -> Result<(), XskError> {
+    let system = |call| move |source| XskError::System { port: target.port.to_owned(), call, source };
+    let socket = &opened.socket;
+    socket.send_buffer(SEND_BUFFER).map_err(system("SO_SNDBUFFORCE"))?;
+    if opened.transfer == Transfer::Copy {
+        let budget = config.tx_budget.unwrap_or(TX_BUDGET.min(config.tx_ring));
+        match (socket.limit_transmit(budget), config.tx_budget) {
+            (Ok(()), _) => {}
+            (Err(error), None) => {
+                tracing::debug!(port = target.port, "no XDP_MAX_TX_SKB_BUDGET before Linux 6.17 ({error})");
+            }
+            (Err(source), Some(_)) => return Err(system("XDP_MAX_TX_SKB_BUDGET")(source)),
+        }
+    }
+    if let Some(busy) = config.busy_poll {
+        socket.busy_poll(busy).map_err(system("SO_PREFER_BUSY_POLL"))?;
+    }
+    Ok(())
+}
+
+/// What the operator should know about the port.
+fn say(target: &Target<'_>, config: &XskConfig, opened: &Opened) {
+    let (port, transfer) = (target.port, opened.transfer);
+    match &opened.because {
+        Some(why) if config.copy == CopyMode::Auto => {
+            tracing::info!(port, "AF_XDP socket bound in {transfer} mode: {why}");
+        }
+        _ => tracing::info!(port, "AF_XDP socket bound in {transfer} mode"),
+    }
+    let (longest, mtu) = (CHUNK - HEADROOM, target.netdev.mtu);
+    // 14 bytes of Ethernet and one VLAN tag.
+    if mtu as usize + 18 > longest {
+        tracing::warn!(
+            port,
+            "packets above {longest} bytes do not fit a chunk and are dropped, the interface's MTU is {mtu}; \
+             mend: ip link set {} mtu {}",
+            target.netdev.name,
+            longest - 18
+        );
+    }
+}

@@ -1,0 +1,54 @@
+//! Which bound sockets lend their UMEM to the next one.
+//!
+//! A [`Region`] is registered with the kernel by the first socket that binds; every later one binds with
+//! `XDP_SHARED_UMEM` and names any socket that is bound. Two things about that are the kernel's
+//! (`xsk_bind` and `xp_assign_dev_shared`, checked on 6.18):
+//!
+//! * A socket that shares takes no flags of its own: whether it copies, and whether it wants wake-ups, is the UMEM's. One
+//!   UMEM therefore serves zero-copy devices or copying ones, never both (a veth cannot bind to the UMEM of a zero-copy
+//!   NIC). The region is registered once for each of the two; a frame still moves between them by its number, because
+//!   both registrations pin the same memory at the same addresses.
+//! * Different devices, queues and network namespaces may share: each (device, queue) has fill and completion rings of
+//!   its own.
+
+use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::region::Region;
+use crate::xsk::Transfer;
+
+/// A bound socket: the registry names it by number, so that it alone decides when it closes.
+struct Lender {
+    fd: RawFd,
+    region: usize,
+    transfer: Transfer,
+}
+
+/// The bound sockets of this process. Held while a socket binds, so that a lender does not close meanwhile.
+pub(crate) struct Lenders(Vec<Lender>);
+
+static LENDERS: Mutex<Lenders> = Mutex::new(Lenders(Vec::new()));
+
+impl Lenders {
+    /// Waits for other sockets' binds and closes.
+    pub(crate) fn lock() -> MutexGuard<'static, Lenders> {
+        LENDERS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A socket whose UMEM is `region`, in the same mode.
+    pub(crate) fn find(&self, region: &Region, transfer: Transfer) -> Option<RawFd> {
+        let region = region.base().as_ptr() as usize;
+        self.0
+            .iter()
+            .find(|lender| lender.region == region && lender.transfer == transfer)
+            .map(|lender| lender.fd)
+    }
+
+    pub(crate) fn add(&mut self, fd: RawFd, region: &Region, transfer: Transfer) {
+        self.0.push(Lender { fd, region: region.base().as_ptr() as usize, transfer });
+    }
+
+    pub(crate) fn remove(&mut self, fd: RawFd) {
+        self.0.retain(|lender| lender.fd != fd);
+    }
+}
