@@ -6,7 +6,7 @@
 use crate::decap::{TunnelKind, tunnel};
 use crate::parse::{Net, Parsed, parse as parse_frame, parse_l3, parse_quoted as parse_quotation};
 use crate::reply::{self, Problem, Unreachable};
-use crate::{MacAddr, ethernet as eth, fragment as frag, ipv4 as ip4, ipv6 as ip6};
+use crate::{MacAddr, checksum, ethernet as eth, fragment as frag, ipv4 as ip4, ipv6 as ip6};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -66,8 +66,27 @@ pub fn arp(bytes: &[u8]) {
     }
 }
 
+/// The bytes with the checksum of the IPv4 header at `l3` made right: a fuzzer would hardly ever guess it.
+fn mended(bytes: &[u8], l3: usize) -> Vec<u8> {
+    let mut mended = bytes.to_vec();
+    if let Some(packet) = mended.get_mut(l3..)
+        && let Some(header_len) = packet.first().map(|byte| usize::from(byte & 0xf) * 4)
+        && let Some(header) = packet.get_mut(..header_len.max(ip4::HEADER_LEN))
+    {
+        header[ip4::CHECKSUM_AT..][..2].fill(0);
+        let checksum = checksum::sum(header).finish();
+        header[ip4::CHECKSUM_AT..][..2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    mended
+}
+
 /// Decodes an IPv4 header and its options.
 pub fn ipv4(bytes: &[u8]) {
+    read_ipv4(bytes);
+    read_ipv4(&mended(bytes, 0));
+}
+
+fn read_ipv4(bytes: &[u8]) {
     let Ok(view) = ip4::Ipv4::new_checked(bytes) else { return };
     assert_eq!(view.header_len() + view.payload().len(), view.total_len().into());
     assert!((ip4::HEADER_LEN..=ip4::MAX_HEADER_LEN).contains(&view.header_len()));
@@ -181,6 +200,11 @@ pub fn decap(bytes: &[u8]) {
 
 /// Parses a frame.
 pub fn parse(bytes: &[u8]) {
+    read_frame(bytes);
+    read_frame(&mended(bytes, eth::HEADER_LEN));
+}
+
+fn read_frame(bytes: &[u8]) {
     if let Ok(parsed) = parse_frame(bytes) {
         in_order(&parsed, eth::HEADER_LEN, bytes.len());
     }
@@ -210,6 +234,11 @@ fn in_order(parsed: &Parsed, from: usize, to: usize) {
 
 /// Answers a frame in every way there is; what comes out must be sound.
 pub fn replies(bytes: &[u8]) {
+    answer(bytes);
+    answer(&mended(bytes, eth::HEADER_LEN));
+}
+
+fn answer(bytes: &[u8]) {
     let Ok(parsed) = parse_frame(bytes) else { return };
     let mac = MacAddr([2, 0, 0, 0, 0, 1]);
     let from = match parsed.net {
@@ -237,6 +266,11 @@ pub fn replies(bytes: &[u8]) {
 pub fn fragment(bytes: &[u8]) {
     let Some((mtu, packet)) = bytes.split_first_chunk::<2>() else { return };
     let mtu = u16::from_be_bytes(*mtu);
+    cut(packet, mtu);
+    cut(&mended(packet, 0), mtu);
+}
+
+fn cut(packet: &[u8], mtu: u16) {
     let Ok(pieces) = frag::pieces(packet, mtu) else { return };
     let mut next = None;
     for piece in pieces {
