@@ -18,7 +18,7 @@ pub use rules::{NodePort, SnatRange, SteerRules, TUNNEL_PORTS};
 use crate::netdev::Netdev;
 use attach::Leftover;
 use program::Program;
-use rules::Entries;
+use rules::{Entries, Table};
 
 /// What an interface is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,21 +155,8 @@ impl Steer {
     pub fn set_rules(&mut self, rules: &SteerRules) -> Result<(), SteerError> {
         let wanted =
             rules.entries().map_err(|rule| SteerError::Rule { interface: self.netdev.name.clone(), rule })?;
-        for (at, value) in &wanted {
-            if self.entries.get(at) != Some(value) {
-                let map = self.program.table(at.0);
-                map.update(&at.1, value, MapFlags::ANY)
-                    .map_err(|source| self.map_error(at.0.name(), Hex(&at.1), source))?;
-                self.entries.insert(at.clone(), value.clone());
-            }
-        }
-        let gone: Vec<_> = self.entries.keys().filter(|at| !wanted.contains_key(*at)).cloned().collect();
-        for at in gone {
-            let map = self.program.table(at.0);
-            map.delete(&at.1).map_err(|source| self.map_error(at.0.name(), Hex(&at.1), source))?;
-            self.entries.remove(&at);
-        }
-        Ok(())
+        apply(&self.program, &mut self.entries, &wanted)
+            .map_err(|(at, source)| self.map_error(at.0.name(), Hex(&at.1), source))
     }
 
     /// Takes the program off the interface; with `keep_closed` it stays, without a socket, so that a pod's interface
@@ -194,6 +181,26 @@ impl Steer {
     fn map_error(&self, map: &'static str, entry: impl ToString, source: libbpf_rs::Error) -> SteerError {
         SteerError::Map { interface: self.netdev.name.clone(), map, entry: entry.to_string(), source }
     }
+}
+
+/// Brings the maps from `present` to `wanted`, which `present` follows step by step.
+fn apply(
+    program: &Program,
+    present: &mut Entries,
+    wanted: &Entries,
+) -> Result<(), ((Table, Vec<u8>), libbpf_rs::Error)> {
+    for (at, value) in wanted {
+        if present.get(at) != Some(value) {
+            program.table(at.0).update(&at.1, value, MapFlags::ANY).map_err(|source| (at.clone(), source))?;
+            present.insert(at.clone(), value.clone());
+        }
+    }
+    let gone: Vec<_> = present.keys().filter(|at| !wanted.contains_key(*at)).cloned().collect();
+    for at in gone {
+        program.table(at.0).delete(&at.1).map_err(|source| (at.clone(), source))?;
+        present.remove(&at);
+    }
+    Ok(())
 }
 
 /// The modes to try, best first, each with why.
@@ -282,3 +289,6 @@ impl std::fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ mod held;
 mod open;
 mod port;
 mod ring;
-mod socket;
+pub(crate) mod socket;
 mod umem;
 
 use std::sync::OnceLock;

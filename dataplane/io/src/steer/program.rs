@@ -25,6 +25,14 @@ pub(crate) const NAME: &str = "penstock_steer";
 /// The map by which a program is known as ours, whichever version loaded it.
 pub(crate) const MARKER: &str = "penstock_xsks";
 
+/// What libbpf would print goes to the log: errors that matter come back as values besides.
+fn log(level: libbpf_rs::PrintLevel, text: String) {
+    match level {
+        libbpf_rs::PrintLevel::Warn => tracing::debug!("libbpf: {}", text.trim_end()),
+        _ => tracing::trace!("libbpf: {}", text.trim_end()),
+    }
+}
+
 /// A loaded program and its maps. Attaching it is another matter.
 pub(crate) struct Program {
     handle: ProgramHandle,
@@ -36,6 +44,7 @@ impl Program {
     /// Loads the program for a role, for an interface of `queues` receive queues. `vlan` is the tag whose frames an
     /// uplink looks into; 0 leaves tagged frames to the kernel.
     pub(crate) fn load(role: Role, vlan: u16, queues: u32) -> libbpf_rs::Result<Program> {
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, log)));
         let mut object = MaybeUninit::uninit();
         let mut open = skeleton::SteerSkelBuilder::default().open(&mut object)?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {

@@ -165,9 +165,10 @@ fn bind_once(
 /// Binds with the UMEM of a bound socket, or with one of its own when there is none.
 fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<(), Refusal> {
     let mut lenders = Lenders::lock();
+    let place = (target.netdev.index, target.queue);
     let bind = |lender: Option<RawFd>| socket.bind(target.netdev.index, target.queue, transfer, lender);
     let bound = loop {
-        let Some(lender) = lenders.find(target.region, transfer) else {
+        let Some(lender) = lenders.find(target.region, transfer, place) else {
             socket.register(target.port, target.region)?;
             break bind(None);
         };
@@ -178,7 +179,7 @@ fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<
         }
     };
     bound.map_err(Refusal::Mode)?;
-    lenders.add(socket.raw(), target.region, transfer);
+    lenders.add(socket.raw(), target.region, transfer, place);
     Ok(())
 }
 

@@ -372,3 +372,6 @@ impl AsFd for XskPort {
         self.socket.as_ref().expect("the socket is there until the port is closed").as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

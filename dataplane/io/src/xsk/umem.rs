@@ -22,6 +22,8 @@ struct Lender {
     fd: RawFd,
     region: usize,
     transfer: Transfer,
+    /// Interface and queue that it is bound to.
+    place: (u32, u32),
 }
 
 /// The bound sockets of this process. Held while a socket binds, so that a lender does not close meanwhile.
@@ -35,17 +37,18 @@ impl Lenders {
         LENDERS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A socket whose UMEM is `region`, in the same mode.
-    pub(crate) fn find(&self, region: &Region, transfer: Transfer) -> Option<RawFd> {
+    /// A socket whose UMEM is `region`, in the same mode, but not one on the very queue (`place`) that is to be bound: with
+    /// that the kernel would take it for a second socket on the same rings.
+    pub(crate) fn find(&self, region: &Region, transfer: Transfer, place: (u32, u32)) -> Option<RawFd> {
         let region = region.base().as_ptr() as usize;
-        self.0
-            .iter()
-            .find(|lender| lender.region == region && lender.transfer == transfer)
-            .map(|lender| lender.fd)
+        let fits = |lender: &&Lender| {
+            lender.region == region && lender.transfer == transfer && lender.place != place
+        };
+        self.0.iter().find(fits).map(|lender| lender.fd)
     }
 
-    pub(crate) fn add(&mut self, fd: RawFd, region: &Region, transfer: Transfer) {
-        self.0.push(Lender { fd, region: region.base().as_ptr() as usize, transfer });
+    pub(crate) fn add(&mut self, fd: RawFd, region: &Region, transfer: Transfer, place: (u32, u32)) {
+        self.0.push(Lender { fd, region: region.base().as_ptr() as usize, transfer, place });
     }
 
     pub(crate) fn remove(&mut self, fd: RawFd) {
