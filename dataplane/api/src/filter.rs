@@ -25,6 +25,8 @@ use ipnet::IpNet;
 use penstock_wire::Vni;
 use thiserror::Error;
 
+use crate::dissect::Facts;
+
 /// The longest expression in bytes.
 pub const MAX_LEN: usize = 4096;
 /// How deep parentheses and `not` may nest; evaluation uses that much stack at most.
@@ -46,7 +48,7 @@ impl Filter {
     ///
     /// Never panics and never allocates, whatever the bytes are.
     pub fn matches(&self, frame: &[u8]) -> bool {
-        self.expr.as_ref().is_none_or(|expr| eval::holds(expr, &eval::Facts::of(frame)))
+        self.expr.as_ref().is_none_or(|expr| eval::holds(expr, &Facts::of(frame)))
     }
 }
 

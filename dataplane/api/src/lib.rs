@@ -8,6 +8,8 @@
 pub mod check;
 pub mod client;
 pub mod convert;
+pub mod describe;
+mod dissect;
 pub mod fault;
 pub mod file;
 pub mod filter;

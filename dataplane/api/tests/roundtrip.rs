@@ -1,5 +1,7 @@
 //! Objects survive the way over the socket and the way through a file.
 
+#![allow(clippy::unwrap_used, reason = "the whole file is a test")]
+
 use std::net::IpAddr;
 
 use penstock_api::convert::{keys_from_proto, objects_from_proto};

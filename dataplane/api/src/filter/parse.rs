@@ -156,10 +156,10 @@ fn term(words: &mut Words<'_>) -> Result<Term, FilterError> {
         _ => return placed(words, None),
     };
     words.take();
-    let narrows = match (term, words.peek()) {
-        (Term::Protocol(_) | Term::Ipv4 | Term::Ipv6, Some("src" | "dst")) => true,
-        (Term::Protocol(_), Some("port")) => true,
-        (Term::Ipv4 | Term::Ipv6, Some("host" | "net")) => true,
+    let narrows = match words.peek() {
+        Some("src" | "dst") => matches!(term, Term::Protocol(_) | Term::Ipv4 | Term::Ipv6),
+        Some("port") => matches!(term, Term::Protocol(_)),
+        Some("host" | "net") => matches!(term, Term::Ipv4 | Term::Ipv6),
         _ => false,
     };
     if narrows { placed(words, Some(term)) } else { Ok(term) }
