@@ -1,1 +1,5 @@
 //! The engine and its daemon penstockd.
+
+#![forbid(unsafe_code)]
+
+pub mod kernel;
