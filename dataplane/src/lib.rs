@@ -1,5 +1,31 @@
-//! The engine and its daemon penstockd.
+//! The engine of Penstock: workers that receive, think, send; tables that are published to them; and the control side.
+//!
+//! ```text
+//!  port.rx -> parse -> flow cache --hit--> action ------------> port.tx
+//!                          | miss            ^
+//!                          v                 |
+//!                      slowpath: zone -> route -> link -> install
+//! ```
 
 #![forbid(unsafe_code)]
 
+mod capture;
+pub mod drop;
+pub mod flow;
+pub mod idle;
 pub mod kernel;
+mod limiter;
+mod local;
+pub mod mailbox;
+pub mod offload;
+mod outputs;
+mod pipeline;
+pub mod port;
+pub mod slowpath;
+pub mod snapshot;
+pub mod stats;
+pub mod tables;
+mod tally;
+pub mod unwrap;
+mod waiting;
+pub mod worker;

@@ -7,6 +7,7 @@
 pub mod burst;
 pub mod clock;
 pub mod frame;
+pub mod lanes;
 pub mod mem;
 pub mod netdev;
 pub mod pages;

@@ -1,0 +1,98 @@
+//! What is done with every packet of a known flow: all of it worked out once, by the slow path.
+
+use penstock_wire::MacAddr;
+
+/// A device of the node: an uplink, an endpoint's attachment, the host port. Its queues are ports of the workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u16);
+
+/// A tunnel template in the snapshot's list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TemplateId(pub u16);
+
+/// What a flow's packets get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// New MAC addresses, one hop less, and out.
+    Forward,
+    /// One hop less, a tunnel header in front, and out.
+    Encapsulate,
+}
+
+const FORWARD: u8 = 0;
+const ENCAPSULATE: u8 = 1;
+/// The packet may carry a checksum that its sender left for a network card to finish.
+const FINISH_CHECKSUM: u8 = 1;
+
+/// The compiled action of a flow: 24 bytes, so that key, counters and action share a cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(C)]
+pub struct Action {
+    /// Destination and source MAC address, as they stand in the frame; unused when encapsulating.
+    pub(crate) macs: [u8; 12],
+    pub(crate) out: u16,
+    pub(crate) template: u16,
+    /// The longest IP packet that may take this way.
+    pub(crate) max_len: u16,
+    verb: u8,
+    flags: u8,
+    reserved: u32,
+}
+
+impl Action {
+    /// Out of `device` with these addresses.
+    #[must_use]
+    pub fn forward(device: DeviceId, dst: MacAddr, src: MacAddr, max_len: u16) -> Action {
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&dst.0);
+        macs[6..].copy_from_slice(&src.0);
+        Action { macs, out: device.0, max_len, verb: FORWARD, ..Action::default() }
+    }
+
+    /// Out of `device` behind the header of `template`.
+    #[must_use]
+    pub fn encapsulate(device: DeviceId, template: TemplateId, max_len: u16) -> Action {
+        Action { out: device.0, template: template.0, max_len, verb: ENCAPSULATE, ..Action::default() }
+    }
+
+    /// The same, for packets whose transport checksum may be left to finish.
+    #[must_use]
+    pub fn finishing_checksums(self, needed: bool) -> Action {
+        Action { flags: if needed { FINISH_CHECKSUM } else { 0 }, ..self }
+    }
+
+    /// What is done.
+    #[inline(always)]
+    #[must_use]
+    pub fn verb(&self) -> Verb {
+        if self.verb == FORWARD { Verb::Forward } else { Verb::Encapsulate }
+    }
+
+    /// The device that the packet leaves by.
+    #[inline(always)]
+    #[must_use]
+    pub fn out(&self) -> DeviceId {
+        DeviceId(self.out)
+    }
+
+    /// The tunnel template, when encapsulating.
+    #[inline(always)]
+    #[must_use]
+    pub fn template(&self) -> TemplateId {
+        TemplateId(self.template)
+    }
+
+    /// Whether transport checksums may be left to finish.
+    #[inline(always)]
+    #[must_use]
+    pub fn finishes_checksums(&self) -> bool {
+        self.flags & FINISH_CHECKSUM != 0
+    }
+
+    /// The longest IP packet in bytes that may take this way.
+    #[inline(always)]
+    #[must_use]
+    pub fn max_len(&self) -> u16 {
+        self.max_len
+    }
+}

@@ -1,0 +1,448 @@
+//! The flow cache: one per worker and address family, of fixed size, without locks.
+//!
+//! ```text
+//!  hash -> bucket: [16 one-byte tags]  -> slot: | key | counters | epoch, seen | action |   one line (IPv4), two (IPv6)
+//!          one load, one comparison          compared in full
+//! ```
+//!
+//! A look-up comes in three stages, so that a burst's memory accesses overlap: [`Cache::touch`] prefetches the tags,
+//! [`Cache::candidate`] compares them and prefetches the slot, [`Cache::find`] compares the key. A full bucket spills into
+//! a second one; when both are full, the flow that was quiet for longest gives way, or, when all are busy, now and then
+//! one does: a scan of addresses cannot empty the cache.
+
+use std::io;
+
+use penstock_io::lanes::equal;
+use penstock_io::pages::{Table, prefetch};
+
+use super::action::Action;
+use super::key::{Key, Seed};
+use crate::snapshot::Epoch;
+
+/// Slots in a bucket: as many as there are tags in one comparison.
+const WAYS: usize = 16;
+
+/// A newcomer displaces one of sixteen busy flows with a chance of one in this many.
+const DISPLACE_ONE_IN: u32 = 16;
+
+/// Coarse time: time-stamp ticks divided by 2^24, about 7 ms. It wraps after months at most of which ages never are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coarse(pub u32);
+
+impl Coarse {
+    /// The coarse time of a moment.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(now: penstock_io::Ticks) -> Coarse {
+        Coarse((now.0 >> 24) as u32)
+    }
+
+    /// Steps from `earlier` to here.
+    #[inline(always)]
+    #[must_use]
+    pub fn since(self, earlier: Coarse) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+}
+
+/// A known flow: its key and everything that a packet of it needs, in one cache line (two for IPv6).
+#[derive(Clone, Copy, zerocopy::FromZeros)]
+#[repr(C, align(64))]
+struct Slot<K> {
+    key: K,
+    packets: u64,
+    /// Bytes in the low 40 bits would do for hours only, so they have a word of their own.
+    bytes: u64,
+    epoch: u32,
+    seen: u32,
+    action: Action,
+}
+
+/// What the tags said: slots that may hold the key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Candidate {
+    bucket: u32,
+    matches: u32,
+}
+
+/// What a look-up found.
+pub enum Found {
+    /// The flow, decided under the current tables. The number names its slot.
+    Current(usize),
+    /// The flow, decided under older tables: it must be decided again.
+    Stale(usize),
+    /// Nothing.
+    Absent,
+}
+
+/// A flow in a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<K> {
+    /// The key.
+    pub key: K,
+    /// What its packets get.
+    pub action: Action,
+    /// Packets since it was installed.
+    pub packets: u64,
+    /// Bytes of their IP packets.
+    pub bytes: u64,
+    /// When the last one came.
+    pub seen: Coarse,
+    /// Whether it was decided under older tables.
+    pub stale: bool,
+}
+
+/// The known flows of one worker and one address family.
+pub struct Cache<K> {
+    tags: Table<[u8; WAYS]>,
+    slots: Table<Slot<K>>,
+    mask: u32,
+    seed: Seed,
+    used: usize,
+    /// The next bucket that the sweep looks at.
+    hand: u32,
+    dice: u32,
+}
+
+impl<K: Key + zerocopy::FromZeros> Cache<K> {
+    /// A cache for at least `flows` flows, rounded up to a power of two; the first of them cost no memory yet.
+    ///
+    /// # Errors
+    /// The kernel's, when there is no memory.
+    pub fn with_capacity(flows: usize, seed: Seed) -> io::Result<Cache<K>> {
+        let buckets = flows.div_ceil(WAYS).next_power_of_two().min(1 << 24);
+        Ok(Cache {
+            tags: Table::zeroed(buckets)?,
+            slots: Table::zeroed(buckets * WAYS)?,
+            mask: buckets as u32 - 1,
+            seed,
+            used: 0,
+            hand: 0,
+            dice: 0x9e37_79b9,
+        })
+    }
+
+    /// Flows that fit.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Flows in it.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Hashes a key with this cache's seed.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash(&self, key: &K) -> u64 {
+        key.hash(self.seed)
+    }
+
+    /// First stage: brings the bucket's tags near.
+    #[inline(always)]
+    pub fn touch(&self, hash: u64) {
+        prefetch(&self.tags, (hash as u32 & self.mask) as usize);
+    }
+
+    /// Second stage: compares the tags and brings the likely slot near.
+    #[inline(always)]
+    #[must_use]
+    pub fn candidate(&self, hash: u64) -> Candidate {
+        let bucket = hash as u32 & self.mask;
+        let matches = equal(&self.tags[bucket as usize], tag_of(hash));
+        prefetch(&self.slots, bucket as usize * WAYS + (matches.trailing_zeros() as usize % WAYS));
+        Candidate { bucket, matches }
+    }
+
+    /// Third stage: finds the flow, or not.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(&self, key: &K, hash: u64, candidate: Candidate, epoch: Epoch) -> Found {
+        let mut matches = candidate.matches;
+        while matches != 0 {
+            let index = candidate.bucket as usize * WAYS + matches.trailing_zeros() as usize % WAYS;
+            let slot = &self.slots[index];
+            if slot.key == *key {
+                return if slot.epoch == epoch.0 as u32 {
+                    Found::Current(index)
+                } else {
+                    Found::Stale(index)
+                };
+            }
+            matches &= matches - 1;
+        }
+        self.find_spilled(key, hash, epoch)
+    }
+
+    /// Looks in the second bucket, but only if the first one is full.
+    #[inline(never)]
+    fn find_spilled(&self, key: &K, hash: u64, epoch: Epoch) -> Found {
+        let first = hash as u32 & self.mask;
+        if equal(&self.tags[first as usize], 0) != 0 {
+            return Found::Absent;
+        }
+        let second = self.second(hash);
+        let mut matches = equal(&self.tags[second as usize], tag_of(hash));
+        while matches != 0 {
+            let index = second as usize * WAYS + matches.trailing_zeros() as usize;
+            if self.slots[index].key == *key {
+                let current = self.slots[index].epoch == epoch.0 as u32;
+                return if current { Found::Current(index) } else { Found::Stale(index) };
+            }
+            matches &= matches - 1;
+        }
+        Found::Absent
+    }
+
+    /// A look-up in one go.
+    #[must_use]
+    pub fn look_up(&self, key: &K, epoch: Epoch) -> Found {
+        let hash = self.hash(key);
+        self.find(key, hash, self.candidate(hash), epoch)
+    }
+
+    /// Counts a packet of the flow in a slot and tells what to do with it.
+    #[inline(always)]
+    pub fn count(&mut self, index: usize, bytes: usize, now: Coarse) -> &Action {
+        let slot = &mut self.slots[index];
+        slot.packets += 1;
+        slot.bytes += bytes as u64;
+        slot.seen = now.0;
+        &slot.action
+    }
+
+    /// What is to be done with packets of the flow in a slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn action(&self, index: usize) -> &Action {
+        &self.slots[index].action
+    }
+
+    /// Installs a flow or gives a known one a new action; its counters go on. Returns its slot, or `None` without a
+    /// place: a busy bucket refuses most newcomers.
+    pub fn install(&mut self, key: &K, action: Action, epoch: Epoch, now: Coarse) -> Option<usize> {
+        let hash = self.hash(key);
+        match self.find(key, hash, self.candidate(hash), epoch) {
+            Found::Current(index) | Found::Stale(index) => {
+                let slot = &mut self.slots[index];
+                (slot.action, slot.epoch) = (action, epoch.0 as u32);
+                return Some(index);
+            }
+            Found::Absent => {}
+        }
+        let index = self.place(hash, now)?;
+        self.tags[index / WAYS][index % WAYS] = tag_of(hash);
+        self.slots[index] =
+            Slot { key: *key, packets: 0, bytes: 0, epoch: epoch.0 as u32, seen: now.0, action };
+        self.used += 1;
+        Some(index)
+    }
+
+    /// Forgets flows that were quiet for `quiet` steps, looking at `buckets` buckets from where the last call stopped.
+    pub fn sweep(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
+        let mut forgotten = 0;
+        for _ in 0..buckets {
+            let bucket = self.hand as usize;
+            self.hand = (self.hand + 1) & self.mask;
+            let mut taken = !equal(&self.tags[bucket], 0) & 0xffff;
+            while taken != 0 {
+                let way = taken.trailing_zeros() as usize;
+                if now.since(Coarse(self.slots[bucket * WAYS + way].seen)) > quiet {
+                    self.tags[bucket][way] = 0;
+                    self.used -= 1;
+                    forgotten += 1;
+                }
+                taken &= taken - 1;
+            }
+        }
+        forgotten
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.tags.fill([0; WAYS]);
+        self.used = 0;
+    }
+
+    /// Lists flows from bucket `from` on into `rows`, as long as a whole bucket still fits its capacity; returns the
+    /// bucket to go on with, or `None` at the end.
+    pub fn list(&self, from: u32, epoch: Epoch, rows: &mut Vec<Row<K>>) -> Option<u32> {
+        for bucket in from..=self.mask {
+            if rows.capacity() - rows.len() < WAYS {
+                return Some(bucket);
+            }
+            let mut taken = !equal(&self.tags[bucket as usize], 0) & 0xffff;
+            while taken != 0 {
+                let slot = &self.slots[bucket as usize * WAYS + taken.trailing_zeros() as usize];
+                rows.push(Row {
+                    key: slot.key,
+                    action: slot.action,
+                    packets: slot.packets,
+                    bytes: slot.bytes,
+                    seen: Coarse(slot.seen),
+                    stale: slot.epoch != epoch.0 as u32,
+                });
+                taken &= taken - 1;
+            }
+        }
+        None
+    }
+
+    fn second(&self, hash: u64) -> u32 {
+        (hash >> 28) as u32 & self.mask
+    }
+
+    /// A free slot for a newcomer: in its first bucket, in its second, or by making one give way.
+    fn place(&mut self, hash: u64, now: Coarse) -> Option<usize> {
+        for bucket in [hash as u32 & self.mask, self.second(hash)] {
+            let free = equal(&self.tags[bucket as usize], 0);
+            if free != 0 {
+                return Some(bucket as usize * WAYS + free.trailing_zeros() as usize);
+            }
+        }
+        let first = (hash as u32 & self.mask) as usize * WAYS;
+        let age = |slot: &Slot<K>| now.since(Coarse(slot.seen));
+        let (way, oldest) =
+            self.slots[first..first + WAYS].iter().map(age).enumerate().max_by_key(|&(_, age)| age)?;
+        if oldest == 0 && !self.roll() {
+            return None;
+        }
+        self.used -= 1;
+        Some(first + way)
+    }
+
+    /// True one time in [`DISPLACE_ONE_IN`] (xorshift).
+    fn roll(&mut self) -> bool {
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 17;
+        self.dice ^= self.dice << 5;
+        self.dice.is_multiple_of(DISPLACE_ONE_IN)
+    }
+}
+
+/// The tag of a hash: its top byte, of which zero means an empty slot.
+#[inline(always)]
+fn tag_of(hash: u64) -> u8 {
+    ((hash >> 56) as u8).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::action::DeviceId;
+    use crate::flow::key::{Key4, ZoneId};
+    use penstock_wire::MacAddr;
+    use penstock_wire::parse::{Fragment, V4Flow};
+    use std::collections::HashMap;
+
+    fn key(number: u32) -> Key4 {
+        let flow = V4Flow {
+            src: std::net::Ipv4Addr::from_bits(0x0a00_0000 + number),
+            dst: std::net::Ipv4Addr::from_bits(0x0a80_0001),
+            proto: 17,
+            sport: 1024,
+            dport: 53,
+            tos: 0,
+            ttl: 64,
+            dont_fragment: false,
+            fragment: Fragment::Whole,
+            options: false,
+        };
+        Key4::new(ZoneId::new(1).unwrap(), &flow)
+    }
+
+    fn action(device: u16) -> Action {
+        Action::forward(DeviceId(device), MacAddr::ZERO, MacAddr::ZERO, 1500)
+    }
+
+    fn found(cache: &Cache<Key4>, number: u32, epoch: Epoch) -> Option<u16> {
+        match cache.look_up(&key(number), epoch) {
+            Found::Current(index) => Some(cache.action(index).out().0),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_ipv4_flow_is_one_cache_line_and_an_ipv6_flow_two() {
+        assert_eq!(size_of::<Slot<Key4>>(), 64);
+        assert_eq!(size_of::<Slot<crate::flow::Key6>>(), 128);
+    }
+
+    #[test]
+    fn the_cache_agrees_with_a_map_while_it_has_room() {
+        let mut cache = Cache::with_capacity(16_384, Seed::random()).unwrap();
+        let mut map = HashMap::new();
+        for number in 0..9_000 {
+            assert!(cache.install(&key(number), action(number as u16), Epoch(1), Coarse(1)).is_some());
+            map.insert(number, number as u16);
+        }
+        assert_eq!(cache.used(), map.len());
+        assert!((0..9_000).all(|number| found(&cache, number, Epoch(1)) == map.get(&number).copied()));
+        assert!((9_000..10_000).all(|number| found(&cache, number, Epoch(1)).is_none()));
+    }
+
+    #[test]
+    fn stale_epoch_is_revalidated_in_place_and_keeps_its_counters() {
+        let mut cache = Cache::with_capacity(64, Seed::random()).unwrap();
+        cache.install(&key(1), action(1), Epoch(1), Coarse(0));
+        let Found::Current(index) = cache.look_up(&key(1), Epoch(1)) else { panic!("not found") };
+        cache.count(index, 100, Coarse(0));
+        assert!(matches!(cache.look_up(&key(1), Epoch(2)), Found::Stale(_)));
+        cache.install(&key(1), action(2), Epoch(2), Coarse(0));
+        assert_eq!(found(&cache, 1, Epoch(2)), Some(2));
+        let mut rows = Vec::with_capacity(64);
+        cache.list(0, Epoch(2), &mut rows);
+        assert_eq!((rows.len(), rows[0].packets, rows[0].bytes), (1, 1, 100));
+    }
+
+    #[test]
+    fn quiet_flows_are_swept_and_busy_ones_stay() {
+        let mut cache = Cache::with_capacity(1024, Seed::random()).unwrap();
+        (0..500).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(0)).is_some()));
+        for number in 0..250 {
+            if let Found::Current(index) = cache.look_up(&key(number), Epoch(1)) {
+                cache.count(index, 1, Coarse(50));
+            }
+        }
+        assert_eq!(cache.sweep(1024 / WAYS, 40, Coarse(60)), 250);
+        assert_eq!(cache.used(), 250);
+        assert!((0..250).all(|number| found(&cache, number, Epoch(1)).is_some()));
+    }
+
+    #[test]
+    fn a_scan_cannot_push_busy_flows_out() {
+        let mut cache = Cache::with_capacity(1024, Seed::random()).unwrap();
+        (0..700).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(5)).is_some()));
+        let mut refused = 0;
+        for number in 10_000..14_000 {
+            refused += usize::from(cache.install(&key(number), action(0), Epoch(1), Coarse(5)).is_none());
+        }
+        assert!(refused > 3_000, "only {refused} of 4000 scanning flows were refused");
+        let kept = (0..700).filter(|&number| found(&cache, number, Epoch(1)).is_some()).count();
+        assert!(kept > 500, "only {kept} of 700 busy flows are left");
+        assert!(cache.used() <= cache.capacity());
+    }
+
+    #[test]
+    fn old_flows_give_way_to_new_ones_at_once() {
+        let mut cache = Cache::with_capacity(64, Seed::random()).unwrap();
+        (0..500).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(n)).is_some()));
+        assert!(found(&cache, 499, Epoch(1)).is_some());
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_it_stopped() {
+        let mut cache = Cache::with_capacity(4096, Seed::random()).unwrap();
+        (0..1000).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(0)).is_some()));
+        let (mut from, mut total) = (Some(0), 0);
+        while let Some(bucket) = from {
+            let mut rows = Vec::with_capacity(100);
+            from = cache.list(bucket, Epoch(1), &mut rows);
+            total += rows.len();
+        }
+        assert_eq!(total, 1000);
+    }
+}

@@ -1,0 +1,320 @@
+//! The pipeline's slow side: deciding about first packets, and all that the dataplane says itself, which is ARP, neighbour
+//! advertisements, echo replies, ICMP errors and fragments.
+
+use std::net::IpAddr;
+
+use penstock_io::Frame;
+use penstock_wire::arp::Arp;
+use penstock_wire::ndp::{self, Neighbour};
+use penstock_wire::parse::{Net, Parsed, parse};
+use penstock_wire::reply::{self, Problem};
+use penstock_wire::{fragment, proto};
+
+use crate::drop::{Cause, Reason};
+use crate::flow::{Action, Coarse, DeviceId, Found, Key4, Key6, ZoneId};
+use crate::mailbox::Event;
+use crate::pipeline::{L3, Leaving, Moment, Pipeline};
+use crate::slowpath::{self, Answer, Facts, Verdict};
+use crate::tables::{Snapshot, Zone};
+
+impl Pipeline {
+    /// A frame that no current flow covers.
+    #[inline(never)]
+    pub(crate) fn slow(&mut self, at: Moment<'_>, zone: ZoneId, device: DeviceId, frame: Frame) {
+        let parsed = match parse(frame.bytes()) {
+            Ok(parsed) => parsed,
+            Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
+        };
+        if usize::from(parsed.l3) != L3 {
+            return self.tally.drop(Cause::VlanNotExpected, frame, &mut self.pool);
+        }
+        if let Some(verdict) = question(at.snapshot, zone, frame.bytes(), &parsed) {
+            return self.obey(at, zone, device, verdict, &parsed, frame);
+        }
+        let Some(packet) = Facts::of(&parsed) else {
+            return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
+        };
+        if let Some((action, leaving)) = self.known_by_now(at, zone, &parsed)
+            && packet.hops > 1
+            && leaving.len <= action.max_len()
+        {
+            // An earlier packet of this very burst made the flow known.
+            return self.carry_out(at.snapshot, action, leaving, frame);
+        }
+        let verdict = slowpath::decide(at.snapshot, zone, &packet, &mut ());
+        self.obey(at, zone, device, verdict, &parsed, frame);
+    }
+
+    fn obey(
+        &mut self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        device: DeviceId,
+        verdict: Verdict,
+        parsed: &Parsed,
+        frame: Frame,
+    ) {
+        match verdict {
+            Verdict::Install(action) => {
+                let leaving = self.install(at, zone, parsed, action);
+                if leaving.len > action.max_len() {
+                    self.too_long(at, zone, action, leaving, frame);
+                } else {
+                    self.carry_out(at.snapshot, action, leaving, frame);
+                }
+            }
+            Verdict::Answer(answer) => self.answer(at, zone, device, answer, parsed, frame),
+            Verdict::Refuse(reason, problem) => self.refuse(at, zone, reason, problem, parsed, frame),
+            Verdict::Wait(cause, wanted) => {
+                if let Some((device, next_hop)) = wanted {
+                    self.events.tell(Event::NeighbourWanted(device, next_hop));
+                }
+                if let Err(frame) = self.waiting.enter(frame, zone, device, cause, at.now) {
+                    self.tally.drop(Cause::WaitingRoomFull, frame, &mut self.pool);
+                }
+            }
+            Verdict::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
+        }
+    }
+
+    /// The action of a flow that became known since the tags were compared.
+    fn known_by_now(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed) -> Option<(Action, Leaving)> {
+        let (coarse, len) = (Coarse::of(at.now), parsed.end - parsed.l3);
+        match parsed.net {
+            Net::V4(flow) => {
+                let key = Key4::new(zone, &flow);
+                let Found::Current(index) = self.cache4.look_up(&key, at.epoch) else { return None };
+                let entropy = (self.cache4.hash(&key) >> 32) as u32;
+                let action = *self.cache4.count(index, len.into(), coarse);
+                Some((action, Leaving { len, tos: flow.tos, is_ipv4: true, entropy }))
+            }
+            Net::V6(flow) => {
+                let key = Key6::new(zone, &flow);
+                let Found::Current(index) = self.cache6.look_up(&key, at.epoch) else { return None };
+                let entropy = (self.cache6.hash(&key) >> 32) as u32;
+                let action = *self.cache6.count(index, len.into(), coarse);
+                Some((action, Leaving { len, tos: flow.tclass, is_ipv4: false, entropy }))
+            }
+            Net::Arp | Net::Other(_) => None,
+        }
+    }
+
+    /// Remembers a flow, and tells what its first packet needs to leave.
+    fn install(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, action: Action) -> Leaving {
+        let (coarse, len) = (Coarse::of(at.now), parsed.end - parsed.l3);
+        match parsed.net {
+            Net::V4(flow) => {
+                let key = Key4::new(zone, &flow);
+                if let Some(index) = self.cache4.install(&key, action, at.epoch, coarse) {
+                    self.cache4.count(index, len.into(), coarse);
+                }
+                let entropy = (self.cache4.hash(&key) >> 32) as u32;
+                Leaving { len, tos: flow.tos, is_ipv4: true, entropy }
+            }
+            Net::V6(flow) => {
+                let key = Key6::new(zone, &flow);
+                if let Some(index) = self.cache6.install(&key, action, at.epoch, coarse) {
+                    self.cache6.count(index, len.into(), coarse);
+                }
+                let entropy = (self.cache6.hash(&key) >> 32) as u32;
+                Leaving { len, tos: flow.tclass, is_ipv4: false, entropy }
+            }
+            Net::Arp | Net::Other(_) => Leaving { len, tos: 0, is_ipv4: true, entropy: 0 },
+        }
+    }
+
+    /// A packet that its way is too narrow for: cut it, or tell its sender.
+    #[cold]
+    pub(crate) fn too_long(
+        &mut self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        action: Action,
+        leaving: Leaving,
+        frame: Frame,
+    ) {
+        let parsed = match parse(frame.bytes()) {
+            Ok(parsed) => parsed,
+            Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
+        };
+        let may_cut = matches!(parsed.net, Net::V4(flow) if !flow.dont_fragment);
+        if may_cut {
+            return self.cut(at, action, leaving, &parsed, frame);
+        }
+        let problem = Problem::TooBig { mtu: action.max_len() };
+        self.refuse(at, zone, Cause::TooBig.into(), problem, &parsed, frame);
+    }
+
+    fn cut(&mut self, at: Moment<'_>, action: Action, leaving: Leaving, parsed: &Parsed, mut frame: Frame) {
+        if action.finishes_checksums() {
+            crate::offload::finish_checksum(frame.bytes_mut(), parsed);
+        }
+        let packet = L3..usize::from(parsed.end);
+        let pieces = match fragment::pieces(&frame.bytes()[packet.clone()], action.max_len()) {
+            Ok(pieces) => pieces,
+            Err(_) => return self.tally.drop(Cause::TooBig, frame, &mut self.pool),
+        };
+        for piece in pieces {
+            let Some(mut cut) = self.pool.alloc() else {
+                self.not_made();
+                continue;
+            };
+            let payload = &frame.bytes()[packet.clone()][piece.payload()];
+            let parts = [&frame.bytes()[..L3], piece.header(), payload];
+            self.tally.counts.made += 1;
+            if cut.grow_tail(parts.iter().map(|part| part.len()).sum()).is_err() {
+                self.tally.drop(Cause::TooBig, cut, &mut self.pool);
+                continue;
+            }
+            let mut room = cut.bytes_mut();
+            for part in parts {
+                let (here, rest) = room.split_at_mut(part.len());
+                here.copy_from_slice(part);
+                room = rest;
+            }
+            let len = (cut.len() - L3) as u16;
+            self.carry_out(at.snapshot, action, Leaving { len, ..leaving }, cut);
+        }
+        self.consume(frame);
+    }
+
+    /// Drops a packet and tells its sender why, unless the rules or the rate forbid it.
+    #[cold]
+    fn refuse(
+        &mut self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        reason: Reason,
+        problem: Problem,
+        parsed: &Parsed,
+        frame: Frame,
+    ) {
+        if !self.limiter.allow(at.now) {
+            self.tally.counts.errors_withheld += 1;
+        } else if let Some(from) = error_source(at.snapshot, zone, parsed) {
+            self.make(at, zone, None, |out| reply::error(frame.bytes(), parsed, problem, from, out));
+        }
+        self.tally.drop(reason, frame, &mut self.pool);
+    }
+
+    fn answer(
+        &mut self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        device: DeviceId,
+        answer: Answer,
+        parsed: &Parsed,
+        frame: Frame,
+    ) {
+        let router = at.snapshot.router_mac;
+        let on_link =
+            matches!(at.snapshot.zones.get(zone.number()), Some(Zone::Endpoint { .. } | Zone::Host { .. }));
+        let back = on_link.then_some(device);
+        self.make(at, zone, back, |out| match answer {
+            Answer::Arp => reply::arp(frame.bytes(), parsed, router, out),
+            Answer::Neighbour => reply::advertisement(frame.bytes(), parsed, router, true, out),
+            Answer::Echo => reply::echo(frame.bytes(), parsed, out),
+        });
+        self.consume(frame);
+    }
+
+    /// Makes a frame and sends it: straight back by `back`, or by the network's routes.
+    fn make(
+        &mut self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        back: Option<DeviceId>,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) {
+        let Some(mut made) = self.pool.alloc() else { return self.not_made() };
+        let room = made.tailroom();
+        let written = if made.grow_tail(room).is_ok() { write(made.bytes_mut()) } else { None };
+        // No answer is due to a group, an error, or somebody without an address of his own.
+        let Some(len) = written else { return self.pool.free(made) };
+        made.truncate(len);
+        self.tally.counts.made += 1;
+        match back {
+            Some(device) => self.outputs.send(device, made, &mut self.pool, &mut self.tally),
+            None => self.send_own(at, zone, made),
+        }
+    }
+
+    /// Counts a frame that would have been made, had there been a free chunk: made and dropped, so that the sum holds.
+    fn not_made(&mut self) {
+        self.tally.counts.made += 1;
+        self.tally.count(Cause::NoChunk);
+    }
+
+    /// Sends a packet of our own by the routes of the zone's network.
+    fn send_own(&mut self, at: Moment<'_>, zone: ZoneId, frame: Frame) {
+        let network = at.snapshot.zones.get(zone.number()).map_or(u32::MAX, |zone| zone.network());
+        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed)?, parsed)));
+        let Some((facts, parsed)) = facts else {
+            return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
+        };
+        let tos = match parsed.net {
+            Net::V4(flow) => flow.tos,
+            Net::V6(flow) => flow.tclass,
+            Net::Arp | Net::Other(_) => 0,
+        };
+        let entropy = (self.cache4.hash(&Key4::default()) >> 32) as u32;
+        let leaving = Leaving { len: facts.len, tos, is_ipv4: facts.dst.is_ipv4(), entropy };
+        match slowpath::decide_own(at.snapshot, network, &facts) {
+            Verdict::Install(action) if facts.len <= action.max_len() => {
+                self.carry_out(at.snapshot, action, leaving, frame);
+            }
+            Verdict::Install(_) => self.tally.drop(Cause::TooBig, frame, &mut self.pool),
+            Verdict::Drop(reason) | Verdict::Refuse(reason, _) => {
+                self.tally.drop(reason, frame, &mut self.pool)
+            }
+            Verdict::Wait(cause, _) => self.tally.drop(cause, frame, &mut self.pool),
+            Verdict::Answer(_) => self.tally.drop(Cause::RouteLoop, frame, &mut self.pool),
+        }
+    }
+
+    /// New tables: those who wait may be served now.
+    pub(crate) fn call_waiting(&mut self, at: Moment<'_>) {
+        for _ in 0..self.waiting.len() {
+            let Some(guest) = self.waiting.call() else { break };
+            self.slow(at, guest.zone, guest.device, guest.frame);
+        }
+    }
+
+    /// Gives up on those who waited for too long.
+    pub(crate) fn dismiss_waiting(&mut self, now: penstock_io::Ticks) {
+        while let Some(guest) = self.waiting.give_up(now) {
+            self.tally.drop(guest.cause, guest.frame, &mut self.pool);
+        }
+    }
+}
+
+/// ARP and neighbour solicitations, which are about this link and no flow.
+fn question(snapshot: &Snapshot, zone: ZoneId, frame: &[u8], parsed: &Parsed) -> Option<Verdict> {
+    let network =
+        snapshot.zones.get(zone.number()).and_then(|zone| snapshot.networks.get(zone.network() as usize))?;
+    let payload = frame.get(parsed.l4.into()..parsed.end.into())?;
+    match parsed.net {
+        Net::Arp => Some(match Arp::new_checked(payload) {
+            Ok(arp) => slowpath::decide_question(network, Answer::Arp, Some(IpAddr::V4(arp.target()))),
+            Err(rule) => Verdict::Drop(rule.into()),
+        }),
+        Net::V6(flow) if flow.proto == proto::ICMPV6 && (flow.dport >> 8) as u8 == ndp::SOLICITATION => {
+            Some(match Neighbour::new_checked(payload) {
+                Ok(asked) => {
+                    slowpath::decide_question(network, Answer::Neighbour, Some(IpAddr::V6(asked.target())))
+                }
+                Err(rule) => Verdict::Drop(rule.into()),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Who an ICMP error comes from: the node's address where the network has one, else the gateway.
+fn error_source(snapshot: &Snapshot, zone: ZoneId, parsed: &Parsed) -> Option<IpAddr> {
+    let is_ipv4 = matches!(parsed.net, Net::V4(_));
+    let index = snapshot.zones.get(zone.number())?.network();
+    let network = snapshot.networks.get(index as usize)?;
+    let host = snapshot.host.iter().filter(|host| host.network == index).flat_map(|host| &host.addresses);
+    host.chain(&network.gateways).find(|address| address.is_ipv4() == is_ipv4).copied()
+}

@@ -1,0 +1,490 @@
+//! From objects and the kernel's view of the underlay to a snapshot: a pure function.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use penstock_api::model::{Attachment, Encapsulation, RouteTarget};
+use penstock_api::{Fault, model};
+use penstock_wire::decap::TunnelKind;
+use penstock_wire::encap::{DscpMode, EncapTemplate, OuterAddresses, OuterPath};
+use penstock_wire::geneve::GeneveOption;
+use penstock_wire::{MacAddr, Vni};
+
+use super::desired::Desired;
+use super::lpm::{LeftAligned, Lpm};
+use super::{
+    Device, Endpoint, Host, Network, Peer, PeerPath, RouteRow, Snapshot, Target, Template, TunnelZone, Zone,
+};
+use crate::flow::{DeviceId, TemplateId, ZoneId};
+
+/// Hops that the underlay may take: the default of RFC 1700 for IP.
+const UNDERLAY_TTL: u8 = 64;
+/// The IP packet that every link carries when nothing else is known.
+const ETHERNET_MTU: u16 = 1500;
+
+/// What is known of the machine: devices that are open, and the kernel's view of the underlay.
+#[derive(Clone, Debug, Default)]
+pub struct Underlay {
+    /// The uplinks that are open, by name.
+    pub uplinks: HashMap<String, UplinkFacts>,
+    /// The endpoints' devices that are open, by the endpoint's name.
+    pub endpoints: HashMap<String, DeviceId>,
+    /// The host port, when it is open.
+    pub host: Option<HostFacts>,
+    /// The way to each peer, by its address.
+    pub paths: HashMap<IpAddr, PathFacts>,
+    /// Neighbours on the uplinks.
+    pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
+    /// Path MTUs learnt from ICMP, by the peer's address.
+    pub learnt_mtus: HashMap<IpAddr, u16>,
+}
+
+/// An open uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkFacts {
+    /// Its device.
+    pub device: DeviceId,
+    /// Its interface.
+    pub interface: String,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// The longest IP packet that it carries.
+    pub mtu: u16,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The open host port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Its device.
+    pub device: DeviceId,
+    /// The tap's MAC address.
+    pub mac: MacAddr,
+    /// The longest IP packet that it takes.
+    pub mtu: u16,
+}
+
+/// The kernel's way to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathFacts {
+    /// The uplink's name.
+    pub uplink: String,
+    /// The gateway, or the address itself on its own link.
+    pub next_hop: IpAddr,
+    /// The address to send from.
+    pub source: IpAddr,
+    /// The longest IP packet, when the route says.
+    pub mtu: Option<u16>,
+}
+
+/// Makes the snapshot. Parts of `before` whose inputs did not change are taken over.
+#[must_use]
+pub fn compile(desired: &Desired, underlay: &Underlay, before: Option<&Snapshot>) -> Snapshot {
+    Compiler::new(desired, underlay).run(before)
+}
+
+/// The MAC address of this node's router.
+#[must_use]
+pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr {
+    let derived = || underlay_addresses.first().map(|&address| MacAddr::from_underlay(address));
+    // Without an address nothing is sent to peers yet; pods still need a gateway.
+    node.mac.map(model::UnicastMac::get).or_else(derived).unwrap_or(MacAddr([0x02, 0x70, 0, 0, 0, 0]))
+}
+
+struct Compiler<'a> {
+    desired: &'a Desired,
+    underlay: &'a Underlay,
+    networks: Vec<&'a model::Network>,
+    network_index: HashMap<&'a str, u32>,
+    peer_index: HashMap<&'a str, u32>,
+    snapshot: Snapshot,
+    template_of: HashMap<(u32, u32), Option<TemplateId>>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay) -> Compiler<'a> {
+        let networks: Vec<_> = desired.networks().collect();
+        let network_index =
+            networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
+        let peer_index =
+            desired.peers().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
+        let mut underlay_addresses: Vec<IpAddr> = desired
+            .uplinks()
+            .filter_map(|uplink| underlay.uplinks.get(uplink.name.as_str()))
+            .flat_map(|facts| facts.addresses.clone())
+            .collect();
+        underlay_addresses.sort();
+        underlay_addresses.dedup();
+        let snapshot = Snapshot {
+            generation: desired.generation(),
+            router_mac: router_mac(&desired.node, &underlay_addresses),
+            underlay_addresses,
+            neighbours: underlay.neighbours.clone(),
+            // Zone 0 is nobody's: it stands for ports that no table knows.
+            zones: vec![Zone::Native { network: u32::MAX }],
+            ..Snapshot::default()
+        };
+        Compiler {
+            desired,
+            underlay,
+            networks,
+            network_index,
+            peer_index,
+            snapshot,
+            template_of: HashMap::new(),
+        }
+    }
+
+    fn run(mut self, before: Option<&Snapshot>) -> Snapshot {
+        self.peers();
+        self.host();
+        self.uplinks();
+        self.endpoints();
+        self.tunnels();
+        let mut rows: Vec<Vec<(RouteRow, Target)>> = self.networks.iter().map(|_| Vec::new()).collect();
+        self.implied_routes(&mut rows);
+        self.configured_routes(&mut rows);
+        for (network, rows) in rows.into_iter().enumerate() {
+            let compiled = self.network(network, rows, before);
+            self.snapshot.networks.push(compiled);
+        }
+        self.snapshot
+    }
+
+    fn zone(&mut self, zone: Zone) -> ZoneId {
+        // Configurations with more zones than a flow key can tell apart are refused by `check_capacity`.
+        let id = ZoneId::new(self.snapshot.zones.len() as u32).unwrap_or_default();
+        self.snapshot.zones.push(zone);
+        id
+    }
+
+    fn device(&mut self, id: DeviceId, device: Device) {
+        let index = usize::from(id.0);
+        if self.snapshot.devices.len() <= index {
+            self.snapshot.devices.resize(index + 1, Device::Unused);
+        }
+        self.snapshot.devices[index] = device;
+    }
+
+    fn peers(&mut self) {
+        for peer in self.desired.peers() {
+            let path = self.underlay.paths.get(&peer.address).and_then(|path| {
+                let uplink = self.underlay.uplinks.get(&path.uplink)?;
+                Some(PeerPath {
+                    device: uplink.device,
+                    interface: uplink.interface.clone(),
+                    next_hop: path.next_hop,
+                    mac: self.underlay.neighbours.get(&(uplink.device, path.next_hop)).copied(),
+                    mtu: path.mtu.unwrap_or(uplink.mtu).min(uplink.mtu),
+                })
+            });
+            self.snapshot.peers.push(Peer {
+                name: peer.name.to_string(),
+                address: peer.address,
+                path,
+                learnt_mtu: self.underlay.learnt_mtus.get(&peer.address).copied(),
+                templates: 0,
+            });
+        }
+    }
+
+    fn host(&mut self) {
+        let (Some(host), Some(facts)) = (&self.desired.host, &self.underlay.host) else { return };
+        let Some(&network) = self.network_index.get(host.network.as_str()) else { return };
+        let zone = self.zone(Zone::Host { network });
+        self.device(facts.device, Device::Host { zone });
+        let addresses = self.host_addresses();
+        self.snapshot.host =
+            Some(Host { device: facts.device, network, mac: facts.mac, addresses, mtu: facts.mtu });
+    }
+
+    /// The node's addresses: those it is told, else those of its uplinks.
+    fn host_addresses(&self) -> Vec<IpAddr> {
+        let told = self.desired.host.as_ref().map_or(&[][..], |host| &host.addresses);
+        if told.is_empty() { self.snapshot.underlay_addresses.clone() } else { told.to_vec() }
+    }
+
+    fn uplinks(&mut self) {
+        let native = self.networks.iter().position(|network| self.desired.is_native(network));
+        let native = native.map(|network| self.zone(Zone::Native { network: network as u32 }));
+        for uplink in self.desired.uplinks() {
+            if let Some(facts) = self.underlay.uplinks.get(uplink.name.as_str()) {
+                self.device(facts.device, Device::Uplink { mac: facts.mac, native, mtu: facts.mtu });
+            }
+        }
+    }
+
+    fn endpoints(&mut self) {
+        for endpoint in self.desired.endpoints() {
+            let (Some(&device), Some(&network)) = (
+                self.underlay.endpoints.get(endpoint.name.as_str()),
+                self.network_index.get(endpoint.network.as_str()),
+            ) else {
+                continue;
+            };
+            let index = self.snapshot.endpoints.len() as u32;
+            let zone = self.zone(Zone::Endpoint { network, endpoint: index });
+            let mac = endpoint.mac.get();
+            self.device(device, Device::Endpoint { zone, mac });
+            self.snapshot.endpoints.push(Arc::new(Endpoint {
+                name: endpoint.name.to_string(),
+                network,
+                device,
+                zone,
+                mac,
+                addresses: endpoint.addresses.clone(),
+                mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
+                partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
+            }));
+        }
+    }
+
+    /// A network's own MTU, or what its tunnels leave of the narrowest uplink.
+    fn network_mtu(&self, network: u32) -> u16 {
+        let network = self.networks[network as usize];
+        let link = self.underlay.uplinks.values().map(|uplink| uplink.mtu).min().unwrap_or(ETHERNET_MTU);
+        let by_ipv6 = self.desired.peers().any(|peer| peer.address.is_ipv6());
+        network.mtu.unwrap_or_else(|| link.saturating_sub(overhead(network, by_ipv6)))
+    }
+
+    fn tunnels(&mut self) {
+        for index in 0..self.networks.len() as u32 {
+            let network = self.networks[index as usize];
+            let Some(kind) = kind_of(network) else { continue };
+            for (peer, object) in self.desired.peers().enumerate() {
+                let zone = self.zone(Zone::Tunnel { network: index, peer: peer as u32 });
+                self.snapshot.tunnels.insert((object.address, network.vni), TunnelZone { zone, kind });
+            }
+        }
+        self.snapshot.tunnel_ports =
+            [TunnelKind::Vxlan, TunnelKind::Geneve].map(|kind| (kind.port(), kind)).to_vec();
+    }
+
+    /// Routes that follow from endpoints, the host and the peers.
+    fn implied_routes(&mut self, rows: &mut [Vec<(RouteRow, Target)>]) {
+        let row = |address: IpAddr, target: String| RouteRow {
+            prefix: IpNet::from(address),
+            target,
+            implied: true,
+        };
+        if let Some(host) = &self.snapshot.host {
+            let (network, addresses) = (host.network, host.addresses.clone());
+            for (peer, object) in self.desired.peers().enumerate() {
+                let target = self.target_to_peer(network, peer as u32);
+                rows[network as usize].push((row(object.address, format!("peer {}", object.name)), target));
+            }
+            for address in addresses {
+                rows[network as usize].push((row(address, "host".into()), Target::Host));
+            }
+        }
+        for (index, endpoint) in self.snapshot.endpoints.iter().enumerate() {
+            for &address in &endpoint.addresses {
+                let target = format!("endpoint {}", endpoint.name);
+                rows[endpoint.network as usize].push((row(address, target), Target::Endpoint(index as u32)));
+            }
+        }
+    }
+
+    fn configured_routes(&mut self, rows: &mut [Vec<(RouteRow, Target)>]) {
+        for route in self.desired.routes() {
+            let Some(&network) = self.network_index.get(route.network.as_str()) else { continue };
+            let (target, words) = match &route.via {
+                RouteTarget::Peer(name) => {
+                    let Some(&peer) = self.peer_index.get(name.as_str()) else { continue };
+                    (self.target_to_peer(network, peer), format!("peer {name}"))
+                }
+                RouteTarget::Host => (Target::Host, "host".into()),
+                RouteTarget::Blackhole => (Target::Blackhole, "blackhole".into()),
+                RouteTarget::Uplink { uplink, gateway } => {
+                    let Some(facts) = self.underlay.uplinks.get(uplink.as_str()) else { continue };
+                    let native = Target::Native {
+                        device: facts.device,
+                        next_hop: *gateway,
+                        peer: None,
+                        mtu: facts.mtu,
+                    };
+                    let through = gateway.map(|gateway| format!(" through {gateway}")).unwrap_or_default();
+                    (native, format!("uplink {uplink}{through}"))
+                }
+            };
+            let row = RouteRow { prefix: route.prefix.net(), target: words, implied: false };
+            rows[network as usize].push((row, target));
+        }
+    }
+
+    /// The way to a peer in a network: through a tunnel, or as it is where the network says so.
+    fn target_to_peer(&mut self, network: u32, peer: u32) -> Target {
+        let facts = &self.snapshot.peers[peer as usize];
+        let Some(path) = facts.path.clone() else { return Target::Unreachable { peer } };
+        let object = self.networks[network as usize];
+        let on_link = path.next_hop == facts.address;
+        if object.encapsulation == Encapsulation::None || object.cross_subnet && on_link {
+            return Target::Native {
+                device: path.device,
+                next_hop: Some(path.next_hop),
+                peer: Some(peer),
+                mtu: path.mtu,
+            };
+        }
+        let known = self.template_of.get(&(network, peer)).copied();
+        let template = known.unwrap_or_else(|| self.template(network, peer));
+        self.template_of.insert((network, peer), template);
+        Target::Tunnel { peer, template }
+    }
+
+    fn template(&mut self, network: u32, peer: u32) -> Option<TemplateId> {
+        let object = self.networks[network as usize];
+        let facts = &self.snapshot.peers[peer as usize];
+        let path = facts.path.as_ref()?;
+        let way = self.underlay.paths.get(&facts.address)?;
+        let configured = self.desired.peers().nth(peer as usize)?;
+        let (uplink, kind) = (self.underlay.uplinks.get(&way.uplink)?, kind_of(object)?);
+        let outer = OuterPath {
+            src_mac: uplink.mac,
+            dst_mac: path.mac?,
+            addresses: OuterAddresses::new(way.source, facts.address)?,
+            dst_port: configured.port.unwrap_or(kind.port()),
+            ttl: UNDERLAY_TTL,
+            dscp: object.dscp.map_or(DscpMode::Copy, DscpMode::Fixed),
+            udp_checksum: object.udp_checksum.unwrap_or(facts.address.is_ipv6()),
+            inner_src_mac: self.snapshot.router_mac,
+            inner_dst_mac: configured
+                .mac
+                .map_or(MacAddr::from_underlay(facts.address), model::UnicastMac::get),
+        };
+        let header = build_header(kind, &outer, object.vni, object)?;
+        let link = facts.learnt_mtu.unwrap_or(path.mtu).min(path.mtu);
+        let max_len = link.saturating_sub(header.overhead() as u16).min(object.mtu.unwrap_or(u16::MAX));
+        let id = TemplateId(u16::try_from(self.snapshot.templates.len()).ok()?);
+        self.snapshot.templates.push(Template { header, device: path.device, max_len });
+        self.snapshot.peers[peer as usize].templates += 1;
+        Some(id)
+    }
+
+    fn network(
+        &self,
+        index: usize,
+        rows: Vec<(RouteRow, Target)>,
+        before: Option<&Snapshot>,
+    ) -> Arc<Network> {
+        let object = self.networks[index];
+        let (rows, targets): (Vec<RouteRow>, Vec<Target>) = rows.into_iter().unzip();
+        let mtu = self.network_mtu(index as u32);
+        let old = before.and_then(|before| before.networks.iter().find(|network| network.vni == object.vni));
+        if let Some(old) = old
+            && old.rows == rows
+            && old.targets == targets
+            && (old.name.as_str(), old.mtu, &old.gateways) == (object.name.as_str(), mtu, &object.gateways)
+        {
+            return Arc::clone(old);
+        }
+        let of_family = |ipv4: bool| {
+            let numbered =
+                rows.iter().enumerate().filter(move |(_, row)| row.prefix.addr().is_ipv4() == ipv4);
+            Lpm::build(numbered.map(|(i, row)| (LeftAligned::from(row.prefix), i as u32)))
+        };
+        let (routes4, routes6) = (of_family(true), of_family(false));
+        Arc::new(Network {
+            name: object.name.to_string(),
+            vni: object.vni,
+            mtu,
+            gateways: object.gateways.clone(),
+            routes4,
+            routes6,
+            targets,
+            rows,
+        })
+    }
+}
+
+/// What a network's tunnels put in front of an IP packet.
+fn overhead(network: &model::Network, ipv6: bool) -> u16 {
+    let Some(kind) = kind_of(network) else { return 0 };
+    let any: IpAddr =
+        if ipv6 { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
+    let Some(addresses) = OuterAddresses::new(any, any) else { return 0 };
+    let path = OuterPath {
+        src_mac: MacAddr::ZERO,
+        dst_mac: MacAddr::ZERO,
+        addresses,
+        dst_port: kind.port(),
+        ttl: UNDERLAY_TTL,
+        dscp: DscpMode::Copy,
+        udp_checksum: false,
+        inner_src_mac: MacAddr::ZERO,
+        inner_dst_mac: MacAddr::ZERO,
+    };
+    build_header(kind, &path, network.vni, network).map_or(0, |header| header.overhead() as u16)
+}
+
+fn build_header(
+    kind: TunnelKind,
+    path: &OuterPath,
+    vni: Vni,
+    network: &model::Network,
+) -> Option<EncapTemplate> {
+    match kind {
+        TunnelKind::Vxlan => Some(EncapTemplate::vxlan(path, vni)),
+        TunnelKind::Geneve => EncapTemplate::geneve(path, vni, &geneve_options(network)).ok(),
+    }
+}
+
+fn geneve_options(network: &model::Network) -> Vec<GeneveOption> {
+    let options = network.geneve_options.iter();
+    options
+        .map(|option| GeneveOption {
+            class: option.class,
+            kind: option.kind | if option.critical { 0x80 } else { 0 },
+            data: option.data.as_bytes().to_vec(),
+        })
+        .collect()
+}
+
+fn kind_of(network: &model::Network) -> Option<TunnelKind> {
+    match network.encapsulation {
+        Encapsulation::Vxlan => Some(TunnelKind::Vxlan),
+        Encapsulation::Geneve => Some(TunnelKind::Geneve),
+        Encapsulation::None => None,
+    }
+}
+
+/// Whether a configuration fits what tables and flow keys can name.
+#[must_use]
+pub fn check_capacity(desired: &Desired) -> Vec<Fault> {
+    let (networks, peers) = (desired.networks().count(), desired.peers().count());
+    let mut faults = Vec::new();
+    if networks * peers + desired.endpoints().count() + 3 >= ZoneId::LIMIT as usize {
+        let problem = format!(
+            "{networks} networks times {peers} peers are more sources of packets than flows can tell apart"
+        );
+        faults.push(Fault::new("node", "", problem, "use fewer networks or peers on one node"));
+    }
+    let mut pairs: Vec<(&str, &str)> = desired
+        .routes()
+        .filter_map(|route| match &route.via {
+            RouteTarget::Peer(peer) => Some((route.network.as_str(), peer.as_str())),
+            _ => None,
+        })
+        .collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    if pairs.len() + peers > usize::from(u16::MAX) {
+        let problem =
+            format!("routes name {} pairs of network and peer; there is room for 65535 tunnels", pairs.len());
+        faults.push(Fault::new("node", "", problem, "use fewer networks or peers on one node"));
+    }
+    for network in desired.networks().filter(|network| kind_of(network) == Some(TunnelKind::Geneve)) {
+        if overhead(network, desired.peers().any(|peer| peer.address.is_ipv6())) == 0 {
+            faults.push(Fault::new(
+                format!("network \"{}\"", network.name),
+                "geneve-options",
+                "the options do not fit the tunnel header",
+                "use at most 64 bytes of options over IPv4, 44 over IPv6",
+            ));
+        }
+    }
+    faults
+}
