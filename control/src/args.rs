@@ -22,10 +22,10 @@ use crate::failure::Failure;
 #[command(name = "penstock", version, disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     /// The unix socket that penstockd listens on
-    #[arg(long, global = true, value_name = "PATH", env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET)]
+    #[arg(long, global = true, help_heading = "Everywhere", value_name = "PATH", env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
     /// Print JSON; errors too, on standard error
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -80,7 +80,7 @@ pub(crate) enum Command {
     /// Add the objects of a file, or replace those with the same keys; all of them or none
     #[command(after_help = "Examples:\n  penstock apply -f pods.toml\n  generate-pods | penstock apply -f -")]
     Apply {
-        /// A TOML file of [[network]], [[endpoint]], [[peer]], [[route]] and [[uplink]] tables; - is standard input
+        /// A TOML file of network, endpoint, peer, route and uplink tables; - is standard input
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },

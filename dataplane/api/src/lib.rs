@@ -2,8 +2,9 @@
 //!
 //! [`model`] is what the rest of the project works with: its types can hold only well-formed values. [`proto`] is
 //! what travels over the socket, with the client and the server trait that tonic makes of it. [`convert`] leads
-//! from one to the other, and [`file`] from a TOML file to the model; both report every fault at once. [`query`] is what
-//! may be asked, [`filter`] chooses frames, and [`client`] speaks to the daemon.
+//! from one to the other, and [`mod@file`] from a TOML file to the model; both report every fault at once.
+//! [`query`] is what may be asked, [`filter`] chooses frames, [`describe`] puts one into words, and [`client`] speaks
+//! to the daemon.
 
 pub mod check;
 pub mod client;
