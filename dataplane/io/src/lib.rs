@@ -11,6 +11,7 @@ pub mod lanes;
 pub mod mem;
 pub mod netdev;
 pub mod pages;
+pub mod pcap;
 pub mod pool;
 pub mod port;
 pub mod region;

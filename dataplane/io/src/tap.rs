@@ -133,17 +133,23 @@ impl Port for TapPort {
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
         let mut taken = 0;
         while let Some(frame) = frames.frames().first() {
-            if let Err(error) = write(&self.file, frame.bytes()) {
-                match error.raw_os_error() {
-                    Some(libc::EINTR) => continue,
-                    // EIO: the device is down for now (`tun_get_user`). EINVAL: shorter than an Ethernet header.
-                    Some(libc::EAGAIN | libc::EIO | libc::ENOMEM | libc::ENOBUFS | libc::EINVAL) => {}
-                    _ => self.failed = Some(("write", error)),
+            match write(&self.file, frame.bytes()) {
+                Ok(()) => {
+                    self.counters.tx_packets += 1;
+                    self.counters.tx_bytes += frame.len() as u64;
                 }
-                break;
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    // Shorter than an Ethernet header (`tun_get_user`).
+                    Some(libc::EINVAL) => self.counters.tx_invalid += 1,
+                    // EIO: the device is down for now.
+                    Some(libc::EAGAIN | libc::EIO | libc::ENOMEM | libc::ENOBUFS) => break,
+                    _ => {
+                        self.failed = Some(("write", error));
+                        break;
+                    }
+                },
             }
-            self.counters.tx_packets += 1;
-            self.counters.tx_bytes += frame.len() as u64;
             taken += 1;
             if let Some(frame) = frames.pop() {
                 pool.free(frame);

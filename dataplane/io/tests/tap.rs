@@ -262,6 +262,21 @@ fn a_down_device_refuses_frames_and_a_deleted_one_is_gone() {
 }
 
 #[test]
+fn a_runt_is_discarded_and_counted_and_holds_nobody_up() {
+    in_namespace(|| {
+        let (mut port, mut pool, mut burst) = (tap_with_address(1).remove(0), pool(), Burst::new());
+        for bytes in [&[2; 13][..], &datagram_to_4000(0)] {
+            let mut frame = pool.alloc().unwrap();
+            frame.fill_from(bytes).unwrap();
+            burst.push(frame).unwrap();
+        }
+        assert_eq!(port.tx_burst(&mut pool, &mut burst), 2);
+        assert_eq!((port.counters().tx_invalid, port.counters().tx_packets), (1, 1));
+        port.settle(&mut pool).unwrap();
+    });
+}
+
+#[test]
 fn a_name_that_is_taken_is_said_even_if_the_other_is_a_tap_of_many_queues() {
     in_namespace(|| {
         let _ports = tap(1).open().unwrap();
