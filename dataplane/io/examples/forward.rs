@@ -1,6 +1,6 @@
 //! Forwards every frame from one interface to another and back, on one thread: what the ports themselves cost.
 //!
-//! `forward LEFT RIGHT [SECONDS] [auto|native|generic] [PACE_NS] [TX_BUDGET]`, in the namespace that has both.
+//! `forward LEFT RIGHT [SECONDS] [auto|native|generic] [PACE_NS] [FILL_LEVEL] [TX_BUDGET]`, in the namespace that has both.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -12,7 +12,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |at: usize| arguments.get(at).map(String::as_str);
     let (Some(left), Some(right)) = (argument(0), argument(1)) else {
-        return Err("usage: forward LEFT RIGHT [SECONDS] [auto|native|generic] [PACE_NS] [TX_BUDGET]".into());
+        return Err(
+            "usage: forward LEFT RIGHT [SECONDS] [auto|native|generic] [PACE_NS] [FILL_LEVEL] [TX_BUDGET]"
+                .into(),
+        );
     };
     let seconds = argument(2).map_or(Ok(10), str::parse)?;
     let mode = match argument(3) {
@@ -24,7 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(nanoseconds) = argument(4) {
         config.pace = Duration::from_nanos(nanoseconds.parse()?);
     }
-    config.tx_budget = argument(5).map(str::parse).transpose()?;
+    if let Some(level) = argument(5) {
+        config.fill_level = level.parse()?;
+    }
+    config.tx_budget = argument(6).map(str::parse).transpose()?;
 
     let region = Region::map(32768, Hugepages::Auto)?;
     let mut pool = FramePool::new(region);

@@ -12,7 +12,7 @@ use crate::xsk::umem::Lenders;
 use crate::xsk::{CopyMode, TX_BUDGET, Transfer, XskConfig};
 
 /// How long a queue may stay busy: the kernel finishes a close in the background, and a bind meanwhile answers EBUSY.
-const BUSY_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// Packets under way hold memory of the socket's send buffer until their receiver has them: the default of 208 KiB is
@@ -183,6 +183,32 @@ fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<
     Ok(())
 }
 
+/// Waits until the kernel has let go of a queue whose socket was closed, `limit` at most; false when it has not.
+///
+/// A driver in zero-copy mode is told in the background, and may write to chunks until then. A bind in copy mode answers
+/// EBUSY as long as that is not done, which is the one sign of it that the kernel gives.
+pub(crate) fn await_release(target: &Target<'_>, limit: Duration) -> bool {
+    let start = Instant::now();
+    let sizes = RingSizes { fill: 64, completion: 64, rx: 64, tx: 64 };
+    let busy = || -> Result<bool, XskError> {
+        let socket = Socket::new(target.port)?;
+        socket.register(target.port, target.region)?;
+        let _rings = socket.rings(target.port, sizes)?;
+        let bound = socket.bind(target.netdev.index, target.queue, Transfer::Copy, None);
+        Ok(bound.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)))
+    };
+    loop {
+        match busy() {
+            Ok(true) if start.elapsed() < limit => std::thread::sleep(BUSY_PAUSE),
+            Ok(busy) => return !busy,
+            Err(error) => {
+                tracing::warn!(port = target.port, "cannot tell whether the queue is released: {error}");
+                return false;
+            }
+        }
+    }
+}
+
 /// The options that a bound socket takes.
 fn tune(target: &Target<'_>, config: &XskConfig, opened: &Opened) -> Result<(), XskError> {
     let system = |call| move |source| XskError::System { port: target.port.to_owned(), call, source };
@@ -223,5 +249,29 @@ fn say(target: &Target<'_>, config: &XskConfig, opened: &Opened) {
             target.netdev.name,
             longest - 18
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FramePool, Hugepages, Port, XskPort};
+
+    #[test]
+    fn a_queue_is_released_only_after_its_socket_closed() {
+        let lab = std::thread::spawn(|| {
+            // SAFETY: moves this thread alone to a new network namespace; no memory is touched.
+            let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            assert_eq!(moved, 0, "labs need root: {}", io::Error::last_os_error());
+            let mut pool = FramePool::new(Region::map(1024, Hugepages::Off).unwrap());
+            let (netdev, region) = (Netdev::named("lo").unwrap(), pool.region());
+            let config = XskConfig { fill_level: 64, ..XskConfig::default() };
+            let port = XskPort::open(&netdev, 0, &config, &mut pool).unwrap();
+            let target = Target { port: "lo:0", netdev: &netdev, queue: 0, region };
+            assert!(!await_release(&target, Duration::from_millis(20)));
+            port.close(&mut pool);
+            assert!(await_release(&target, BUSY_LIMIT));
+        });
+        lab.join().unwrap();
     }
 }

@@ -45,6 +45,7 @@ pub struct XskPort {
     socket: Option<Socket>,
     name: String,
     queue: u32,
+    netdev: Netdev,
     because: Option<String>,
 }
 
@@ -95,6 +96,7 @@ impl XskPort {
             in_chain: false,
             socket: Some(opened.socket),
             queue,
+            netdev: netdev.clone(),
             because: opened.because,
             name,
         })
@@ -236,10 +238,26 @@ impl XskPort {
         }
     }
 
-    /// Closes the socket, after which the kernel touches no chunk, and hands out each one it held: what the bitmaps say
-    /// is the truth, whatever was in which ring.
+    /// Closes the socket and hands out each chunk that the kernel held: what the bitmaps say is the truth, whatever was in
+    /// which ring. In copy mode the kernel touches no chunk once the socket is closed (it waits for a grace period); a
+    /// zero-copy driver goes on for a moment, which is waited for.
     fn surrender(&mut self, mut each: impl FnMut(u32, Holder)) {
-        self.socket = None;
+        if let Some(socket) = self.socket.take() {
+            drop(socket);
+            let target =
+                Target { port: &self.name, netdev: &self.netdev, queue: self.queue, region: self.region };
+            if !self.copies && !open::await_release(&target, open::BUSY_LIMIT) {
+                // Better a smaller pool than packets that a device writes over.
+                let (fill, tx) = self.with_kernel();
+                tracing::error!(
+                    port = self.name,
+                    "the driver did not let go of the queue: {fill} + {tx} chunks are lost"
+                );
+                self.fill.drain(drop);
+                self.tx.drain(drop);
+                return;
+            }
+        }
         self.fill.drain(|chunk| each(chunk, Holder::Fill));
         self.tx.drain(|chunk| each(chunk, Holder::Tx));
     }
@@ -260,7 +278,7 @@ impl Port for XskPort {
         }
         let want = into.room();
         let got = (self.rings.rx.available(want as u32) as usize).min(want);
-        if got < PACE_BELOW && self.pace != 0 {
+        if got > 0 && got < PACE_BELOW && self.pace != 0 {
             self.ask_after = Ticks(Ticks::now().0 + self.pace);
         }
         if got == 0 || self.foreign.is_some() {

@@ -49,6 +49,7 @@ fn port() -> (XskPort, Kernel, FramePool) {
         socket: None,
         name: "test:0".to_owned(),
         queue: 0,
+        netdev: Netdev::named("lo").unwrap(),
         because: None,
     };
     let kernel = Kernel { fill: kernel_fill, completion: kernel_completion, rx: kernel_rx, tx: kernel_tx };
