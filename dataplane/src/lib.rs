@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+pub mod config;
+pub mod control;
 pub mod drop;
 pub mod flow;
 pub mod idle;
@@ -24,8 +26,11 @@ pub mod port;
 pub mod slowpath;
 pub mod snapshot;
 pub mod stats;
+pub mod supervisor;
 pub mod tables;
 mod tally;
+#[doc(hidden)]
+pub mod testbed;
 pub mod unwrap;
 mod waiting;
 pub mod worker;

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use penstock_io::mem::MemPort;
+use penstock_io::pcap::PcapPort;
 use penstock_io::tap::TapPort;
 use penstock_io::xsk::{XdpStatistics, XskPort};
 use penstock_io::{Burst, FramePool, Port, PortCounters, PortFault};
@@ -21,6 +22,8 @@ pub enum AnyPort {
     Tap(Box<TapPort>),
     /// Memory.
     Mem(Box<MemPort>),
+    /// Capture files.
+    Pcap(Box<PcapPort>),
 }
 
 macro_rules! each {
@@ -29,6 +32,7 @@ macro_rules! each {
             AnyPort::Xsk($port) => $body,
             AnyPort::Tap($port) => $body,
             AnyPort::Mem($port) => $body,
+            AnyPort::Pcap($port) => $body,
         }
     };
 }
@@ -41,6 +45,7 @@ impl AnyPort {
             AnyPort::Xsk(_) => "xsk",
             AnyPort::Tap(_) => "tap",
             AnyPort::Mem(_) => "mem",
+            AnyPort::Pcap(_) => "pcap",
         }
     }
 
@@ -49,7 +54,7 @@ impl AnyPort {
     pub fn xdp_statistics(&self) -> Option<XdpStatistics> {
         match self {
             AnyPort::Xsk(port) => port.statistics().ok(),
-            AnyPort::Tap(_) | AnyPort::Mem(_) => None,
+            AnyPort::Tap(_) | AnyPort::Mem(_) | AnyPort::Pcap(_) => None,
         }
     }
 }

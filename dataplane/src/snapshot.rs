@@ -14,12 +14,12 @@ use std::sync::Arc as StdArc;
 
 use crossbeam::utils::CachePadded;
 
-#[cfg(loom)]
+#[cfg(penstock_loom)]
 use loom::sync::{
     Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
-#[cfg(not(loom))]
+#[cfg(not(penstock_loom))]
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicU64, Ordering},
@@ -177,18 +177,18 @@ impl<T> Drop for Reader<T> {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(penstock_loom))]
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic while the lock is held cannot leave the slot half-written: it is replaced in one move.
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-#[cfg(loom)]
+#[cfg(penstock_loom)]
 fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().expect("loom's mutexes are not poisoned")
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(penstock_loom)))]
 mod tests {
     use super::*;
 
@@ -214,7 +214,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, penstock_loom))]
 mod loom_model {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering as StdOrdering};

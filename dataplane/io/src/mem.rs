@@ -62,6 +62,12 @@ impl MemPort {
         MemPort { templates, order, room: usize::MAX, ..MemPort::default() }
     }
 
+    /// A port that receives nothing and discards what is sent.
+    #[must_use]
+    pub fn discard() -> MemPort {
+        MemPort { room: usize::MAX, ..MemPort::default() }
+    }
+
     /// Queues a frame to be received.
     pub fn deliver(&mut self, frame: &[u8]) {
         self.inbox.push_back(frame.to_vec());

@@ -25,7 +25,7 @@ const UNDERLAY_TTL: u8 = 64;
 const ETHERNET_MTU: u16 = 1500;
 
 /// What is known of the machine: devices that are open, and the kernel's view of the underlay.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Underlay {
     /// The uplinks that are open, by name.
     pub uplinks: HashMap<String, UplinkFacts>,
@@ -401,7 +401,7 @@ impl<'a> Compiler<'a> {
 }
 
 /// What a network's tunnels put in front of an IP packet.
-fn overhead(network: &model::Network, ipv6: bool) -> u16 {
+pub(crate) fn overhead(network: &model::Network, ipv6: bool) -> u16 {
     let Some(kind) = kind_of(network) else { return 0 };
     let any: IpAddr =
         if ipv6 { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };

@@ -133,7 +133,12 @@ impl Desired {
             .iter()
             .filter(|key| !self.objects.contains_key(key))
             .map(|key| {
-                Fault::new(key.to_string(), "", "there is no such object", "list what there is with `penstock objects`")
+                Fault::new(
+                    key.to_string(),
+                    "",
+                    "there is no such object",
+                    "list what there is with `penstock objects`",
+                )
             })
             .collect();
         if !unknown.is_empty() {

@@ -1,0 +1,119 @@
+use super::*;
+
+const GOOD: &str = r#"
+[node]
+name = "node1"
+
+[workers]
+cpus = [0, 1]
+
+[[uplink]]
+name = "uplink"
+interface = "eth0"
+
+[[network]]
+name = "default"
+vni = 100
+prefixes = ["10.244.0.0/16"]
+
+[[endpoint]]
+name = "web"
+network = "default"
+mac = "02:01:00:00:01:01"
+addresses = ["10.244.1.1"]
+attachment = { veth = { interface = "p1" } }
+"#;
+
+fn said(text: &str) -> Vec<String> {
+    let faults = Config::parse(text, "n.toml").expect_err("the text is faulty");
+    faults.iter().map(Fault::to_string).collect()
+}
+
+fn assert_says(said: &[String], part: &str) {
+    assert!(said.iter().any(|line| line.contains(part)), "nothing about {part:?} in {said:#?}");
+}
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let config = Config::parse(GOOD, "n.toml").unwrap();
+    assert_eq!((config.chunks, config.hugepages, config.idle), (DEFAULT_CHUNKS, Hugepages::Auto, Idle::Adaptive));
+    assert_eq!((config.flows4, config.socket.to_str()), (65536, Some(DEFAULT_SOCKET)));
+    assert_eq!((config.cpus.as_slice(), config.objects.len()), ([0, 1].as_slice(), 3));
+    assert!(config.host.is_none());
+}
+
+#[test]
+fn every_example_is_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            Config::load(&path).unwrap_or_else(|faults| panic!("{faults:#?}"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3);
+}
+
+#[test]
+fn faults_of_every_part_are_said_at_once_with_the_file_and_the_key() {
+    let text = GOOD
+        .replace("cpus = [0, 1]", "cpus = [1, 1]\nidel = \"poll\"")
+        .replace("vni = 100", "vni = 16777216")
+        .replace("02:01:00:00:01:01", "03:01:00:00:01:01")
+        + "[memory]\nchunks = 7\n[flows]\nipv4 = 0\n[control]\nsocket = \"here\"\n[colours]\n";
+    let said = said(&text);
+    for part in [
+        "n.toml: [workers], `idel`: unknown field",
+        "n.toml: network \"default\", `vni`: 16777216",
+        "n.toml: endpoint \"web\", `mac`:",
+        "n.toml: [memory], `chunks`: 7 chunks",
+        "n.toml: [flows], `ipv4`: a cache of 0 flows",
+        "n.toml: [control], `socket`: \"here\" is no absolute path",
+        "n.toml, `colours`: is nothing that a node has",
+    ] {
+        assert_says(&said, part);
+    }
+}
+
+#[test]
+fn what_objects_say_of_each_other_is_checked_as_the_daemon_would() {
+    let said = said(&GOOD.replace("network = \"default\"", "network = \"elsewhere\""));
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert_says(&said, "n.toml: endpoint \"web\", `network`: there is no network \"elsewhere\"");
+}
+
+#[test]
+fn a_cpu_is_one_workers_alone() {
+    assert_says(&said(&GOOD.replace("[0, 1]", "[1, 0, 1]")), "`cpus`: CPU 1 is there twice");
+    assert_says(&said(&GOOD.replace("[0, 1]", "[]")), "`cpus`: is empty");
+}
+
+#[test]
+fn a_socket_path_is_no_longer_than_the_kernel_takes() {
+    let with = |length: usize| format!("{GOOD}\n[control]\nsocket = \"/{}\"\n", "s".repeat(length - 1));
+    assert!(Config::parse(&with(107), "n.toml").is_ok());
+    assert_says(&said(&with(108)), "has 108 bytes, and a socket's path at most 107");
+}
+
+#[test]
+fn a_missing_section_is_named_and_what_must_be_in_it() {
+    let said = said("");
+    assert_says(&said, "n.toml, `node`: is missing; write [node] with name");
+    assert_says(&said, "n.toml, `workers`: is missing; write [workers] with cpus");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_fault_that_names_it() {
+    let faults = Config::load(Path::new("/no/such/node.toml")).unwrap_err();
+    assert!(faults[0].to_string().starts_with("/no/such/node.toml: cannot be read"), "{faults:?}");
+}
+
+#[test]
+fn settings_that_a_running_daemon_keeps_are_named() {
+    let (before, after) = (Config::parse(GOOD, "n").unwrap(), GOOD.replace("[0, 1]", "[0]"));
+    let after = Config::parse(&(after + "[memory]\nchunks = 8192\n"), "n").unwrap();
+    assert_eq!(before.fixed_differences(&after), ["workers.cpus", "memory.chunks"]);
+    assert!(before.fixed_differences(&before).is_empty());
+}

@@ -1,0 +1,229 @@
+//! `penstockd`: the daemon that forwards a node's packets.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use penstock_api::Fault;
+use penstock_dataplane::config::machine::{Facts, Findings, judge};
+use penstock_dataplane::config::Config;
+use penstock_dataplane::control::{Listener, REQUESTS, Service, SocketError};
+use penstock_dataplane::supervisor::{Engine, Refusal, Request, StartError};
+use serde::Serialize;
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  penstockd check --config /etc/penstock/node.toml     every fault at once, exit code 1 if there is one
+  penstockd check --config node.toml --file-only       the same, whatever this machine has
+  penstockd run --config /etc/penstock/node.toml
+  PENSTOCK_LOG=debug penstockd run --config node.toml  levels: error, warn, info, debug, trace, also per module
+
+Signals: TERM and INT drain and end; HUP reads the file again, and changes nothing if it is faulty.";
+
+/// The Penstock dataplane: pods' packets between interfaces, over VXLAN or Geneve, past the kernel.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Forward packets until told to stop.
+    #[command(after_help = EXAMPLES)]
+    Run {
+        /// The node's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Say everything that is wrong with a configuration, on this machine.
+    #[command(after_help = EXAMPLES)]
+    Check {
+        /// The node's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Judge the file alone, not whether this machine can do what it asks.
+        #[arg(long)]
+        file_only: bool,
+        /// Answer in JSON: { "faults": […], "notes": […] }.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Why the daemon did not run.
+#[derive(Debug, Error)]
+enum RunError {
+    #[error("{} faults in the configuration", .0.len())]
+    Faulty(Vec<Fault>),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("no runtime for the control thread: {0}")]
+    Runtime(std::io::Error),
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Check { config, file_only, json } => check(&config, file_only, json),
+        Command::Run { config } => {
+            start_log();
+            match run(&config) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    if let RunError::Faulty(faults) = &error {
+                        faults.iter().for_each(|fault| tracing::error!("{fault}"));
+                    }
+                    tracing::error!("{error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("PENSTOCK_LOG");
+    let told = filter.is_ok() || std::env::var_os("PENSTOCK_LOG").is_none();
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    if !told {
+        tracing::warn!("PENSTOCK_LOG is no filter, so it is not heeded; write, for example, PENSTOCK_LOG=debug");
+    }
+}
+
+/// What `check` answers in JSON.
+#[derive(Serialize)]
+struct Answer {
+    faults: Vec<Fault>,
+    notes: Vec<Fault>,
+}
+
+fn check(path: &Path, file_only: bool, json: bool) -> ExitCode {
+    let found = match Config::load(path) {
+        Ok(_) if file_only => Findings::default(),
+        Ok(config) => judge(&config, &Facts::gather(&config)),
+        Err(faults) => Findings { faults, notes: Vec::new() },
+    };
+    let fine = found.faults.is_empty();
+    // Nobody is left to tell when standard output is closed.
+    let _ = if json { print_json(found) } else { print_text(path, &found) };
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_json(found: Findings) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &Answer { faults: found.faults, notes: found.notes })?;
+    writeln!(out)
+}
+
+fn print_text(path: &Path, found: &Findings) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for fault in &found.faults {
+        writeln!(out, "fault: {fault}")?;
+    }
+    for note in &found.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    match found.faults.len() {
+        0 => writeln!(out, "{}: fit to run", path.display()),
+        1 => writeln!(out, "{}: 1 fault", path.display()),
+        faults => writeln!(out, "{}: {faults} faults", path.display()),
+    }
+}
+
+fn run(path: &Path) -> Result<(), RunError> {
+    let config = Config::load(path).map_err(RunError::Faulty)?;
+    let found = judge(&config, &Facts::gather(&config));
+    found.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    if !found.faults.is_empty() {
+        return Err(RunError::Faulty(found.faults));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    runtime.block_on(serve(path, config))
+}
+
+async fn serve(path: &Path, config: Config) -> Result<(), RunError> {
+    // From here on a signal drains instead of ending the process in the middle of something.
+    let signals = Signals::install().map_err(RunError::Runtime)?;
+    // The socket first: a second daemon must not touch what the first one has open.
+    let listener = Listener::bind(&config.socket)?;
+    let (requests, asked) = mpsc::channel(REQUESTS);
+    let (engine, watcher) = Engine::start(&config).await?;
+    let server = tokio::spawn(Service::new(requests.clone()).serve(listener));
+    tokio::spawn(signals.heed(path.to_owned(), config.clone(), requests));
+    tracing::info!("node {} is ready: the control interface answers on {}", config.node.name, config.socket.display());
+    engine.run(watcher, asked).await;
+    server.abort();
+    // Its end takes the socket's file away.
+    let _ = server.await;
+    Ok(())
+}
+
+/// The signals that the daemon heeds.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn heed(mut self, path: PathBuf, config: Config, requests: mpsc::Sender<Request>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = self.hang_up.recv() => reload(&path, &config, &requests).await,
+            }
+        }
+        tracing::info!("draining");
+        // When it is gone already, there is nothing left to drain.
+        let _ = requests.send(Request::Drain).await;
+    }
+}
+
+/// Reads the file again; a faulty one changes nothing.
+async fn reload(path: &Path, config: &Config, requests: &mpsc::Sender<Request>) {
+    let new = match Config::load(path) {
+        Ok(new) => new,
+        Err(faults) => {
+            faults.iter().for_each(|fault| tracing::error!("{fault}"));
+            return tracing::error!("{}: {} faults, so nothing changes", path.display(), faults.len());
+        }
+    };
+    for key in config.fixed_differences(&new) {
+        tracing::warn!("{}: {key} changes with the next start of the daemon only", path.display());
+    }
+    let (reply, answer) = oneshot::channel();
+    if requests.send(Request::Change(new.reload(), reply)).await.is_err() {
+        return;
+    }
+    match answer.await {
+        Ok(Ok(live)) => {
+            tracing::info!("{}: read again, generation {} is live after {:?}", path.display(), live.generation, live.took);
+        }
+        Ok(Err(Refusal::Faulty(faults))) => {
+            faults.iter().for_each(|fault| tracing::error!("{fault}"));
+            tracing::error!("{}: {} faults, so nothing changes", path.display(), faults.len());
+        }
+        Ok(Err(refusal)) => tracing::error!("{}: {refusal}", path.display()),
+        Err(_) => {}
+    }
+}

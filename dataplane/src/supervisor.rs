@@ -1,0 +1,503 @@
+//! The supervisor: owns memory, workers, devices and tables, and brings them to what the configuration asks for.
+//!
+//! ```text
+//!  change --> Desired --> devices opened and closed --> workers told
+//!                 |                |
+//!  kernel --> Knowledge -----> Underlay --compile--> Snapshot --publish--> workers --all have it--> answer
+//! ```
+//!
+//! Everything here runs on the control thread.
+
+mod deal;
+mod device;
+mod events;
+mod exits;
+mod underlay;
+mod watchdog;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock_api::Fault;
+use penstock_io::steer::SteerRules;
+use penstock_io::{FramePool, MapError, Region, TicksPerSecond};
+use thiserror::Error;
+
+pub use device::{Device, Facts, Owner, Queue};
+pub use events::{Reply, Request};
+pub(crate) use exits::answer;
+pub use watchdog::Pace;
+
+use crate::config::Config;
+use crate::flow::DeviceId;
+use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
+use crate::mailbox::Events;
+use crate::port::PortId;
+use crate::snapshot::{Epoch, Publisher};
+use crate::tables::Snapshot;
+use crate::tables::compile::{Underlay, check_capacity, compile};
+use crate::tables::desired::{Change, Desired};
+use crate::worker::{Handle, Plan};
+use deal::Deal;
+use device::{Spec, Surroundings};
+use underlay::Knowledge;
+use watchdog::Watchdog;
+
+/// Chunks that each queue of an uplink has with the kernel to receive into.
+pub const UPLINK_FILL: u32 = 2048;
+/// Chunks that each queue of a pod's interface has with the kernel to receive into.
+pub const POD_FILL: u32 = 1024;
+/// How long a publication may take to be live on every worker.
+const LIVE_WITHIN: Duration = Duration::from_secs(5);
+/// The packets of a network whose MTU nobody knows yet.
+const ETHERNET_MTU: u16 = 1500;
+
+/// Why the daemon could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No packet memory.
+    #[error(transparent)]
+    Memory(#[from] MapError),
+    /// The kernel could not be asked or followed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A worker did not start.
+    #[error("worker {id} on CPU {cpu} did not start: {source}")]
+    Worker {
+        /// Its number.
+        id: u16,
+        /// Its CPU.
+        cpu: usize,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a change is not live.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// It was wrong, and nothing of it was done.
+    #[error("{} faults: {}", .0.len(), .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
+    Faulty(Vec<Fault>),
+    /// It was done, but a worker has not taken it up.
+    #[error("generation {generation} is published, but after {LIVE_WITHIN:?} not live on every worker: {laggards} took no turn; see `penstock workers` and the log")]
+    NotLive {
+        /// The change's generation.
+        generation: u64,
+        /// The workers that did not move.
+        laggards: String,
+    },
+    /// The daemon is on its way out.
+    #[error("the daemon is draining")]
+    Draining,
+}
+
+/// A change that is live on every worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// The generation that holds it.
+    pub generation: u64,
+    /// How long that took.
+    pub took: Duration,
+}
+
+/// The running dataplane as the control thread holds it.
+pub struct Engine {
+    region: &'static Region,
+    pool: FramePool,
+    rate: TicksPerSecond,
+    started: Instant,
+    kernel: Kernel,
+    view: KernelView,
+    knowledge: Knowledge,
+    upkeep: Upkeep,
+    events: Arc<Events>,
+    publisher: Publisher<Snapshot>,
+    /// Which generation each epoch held, newest last, from the oldest that a worker may still have.
+    generations: VecDeque<(Epoch, u64)>,
+    workers: Vec<Handle>,
+    watchdog: Watchdog,
+    desired: Desired,
+    underlay: Underlay,
+    devices: BTreeMap<Owner, Device>,
+    /// Devices that are asked for and cannot be opened, and why.
+    waiting: BTreeMap<Owner, String>,
+    deal: Deal,
+    next_port: u32,
+    next_device: u16,
+    /// Numbers of closed devices, and the first epoch whose tables do not know them.
+    retired_devices: VecDeque<(DeviceId, Epoch)>,
+    host_port: Option<HostPort>,
+    /// Flows that one worker's caches hold.
+    flow_capacity: u64,
+}
+
+impl Engine {
+    /// Starts memory and workers, and takes the configuration up. An endpoint or uplink whose interface is not there (yet)
+    /// is waited for.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was left behind.
+    pub async fn start(config: &Config) -> Result<(Engine, Watcher), StartError> {
+        let region = Region::map(config.chunks, config.hugepages)?;
+        let kernel = Kernel::open()?;
+        let (view, watcher) = Watcher::start().await?;
+        let events = Arc::<Events>::default();
+        let desired = Desired::new(config.node.clone(), config.host.clone());
+        let mut publisher = Publisher::new(compile(&desired, &Underlay::default(), None));
+        let mut workers = Vec::new();
+        for (id, &cpu) in (0u16..).zip(&config.cpus) {
+            let (idle, flows4, flows6) = (config.idle, config.flows4, config.flows6);
+            let plan = Plan { id, cpu: Some(cpu), idle, flows4, flows6, region };
+            let worker = Handle::spawn(plan, publisher.reader(), Arc::clone(&events));
+            workers.push(worker.map_err(|source| StartError::Worker { id, cpu, source })?);
+        }
+        let now = Instant::now();
+        let mut engine = Engine {
+            region,
+            pool: FramePool::new(region),
+            rate: TicksPerSecond::measure(Duration::from_millis(20)),
+            started: now,
+            kernel,
+            view,
+            knowledge: Knowledge::default(),
+            upkeep: Upkeep::default(),
+            events,
+            generations: [(publisher.epoch(), 0)].into(),
+            publisher,
+            watchdog: Watchdog::over(workers.len(), now),
+            deal: Deal::among(workers.len()),
+            workers,
+            desired,
+            underlay: Underlay::default(),
+            devices: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            next_port: 1,
+            next_device: 0,
+            retired_devices: VecDeque::new(),
+            host_port: None,
+            flow_capacity: (config.flows4 + config.flows6) as u64,
+        };
+        match engine.apply(config.reload()).await {
+            Ok(live) => tracing::info!("generation {} is live after {:?}", live.generation, live.took),
+            Err(refusal) => tracing::error!("the configuration was not taken up: {refusal}"),
+        }
+        Ok((engine, watcher))
+    }
+
+    /// Makes a change, and answers when it is live on every worker. A device that a change by the control interface asks
+    /// for and that cannot be opened is a fault; one that the file asks for is waited for.
+    ///
+    /// # Errors
+    /// [`Refusal`]: with faults, everything is as it was.
+    pub async fn apply(&mut self, change: Change) -> Result<Live, Refusal> {
+        let began = Instant::now();
+        let must_open = !matches!(change, Change::Reload(..));
+        let mut next = self.desired.clone();
+        next.apply(change).map_err(Refusal::Faulty)?;
+        let faults = check_capacity(&next);
+        if !faults.is_empty() {
+            return Err(Refusal::Faulty(faults));
+        }
+        let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
+        let before = std::mem::replace(&mut self.desired, next);
+        self.reconcile().await;
+        if must_open {
+            let faults = self.faults_of_new_devices(&known);
+            if !faults.is_empty() {
+                self.desired = before;
+                self.reconcile().await;
+                self.wait_until_live().await?;
+                return Err(Refusal::Faulty(faults));
+            }
+        }
+        self.wait_until_live().await?;
+        Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
+    }
+
+    fn faults_of_new_devices(&self, known: &[(Owner, Spec)]) -> Vec<Fault> {
+        let new = device::wanted(&self.desired).into_iter().filter(|wanted| !known.contains(wanted));
+        let failed = new.filter_map(|(owner, _)| Some((self.waiting.get(&owner)?, owner)));
+        failed
+            .map(|(why, owner)| {
+                let key = if matches!(owner, Owner::Endpoint(_)) { "attachment" } else { "interface" };
+                Fault::new(owner.to_string(), key, why.clone(), "put that right and send the change again")
+            })
+            .collect()
+    }
+
+    /// Brings devices and tables to what is desired.
+    async fn reconcile(&mut self) {
+        let published = self.publisher.current().generation;
+        let wanted = device::wanted(&self.desired);
+        self.close_unwanted(&wanted).await;
+        self.waiting.retain(|owner, _| wanted.iter().any(|(it, _)| it == owner));
+        // Uplinks first: what pods and the host are told of MTU and addresses follows from them.
+        for (owner, spec) in wanted.iter().filter(|(owner, _)| matches!(owner, Owner::Uplink(_))) {
+            self.open_if_closed(owner, spec, &Surroundings { mtu: ETHERNET_MTU, mac: Default::default(), queues: 1 }).await;
+        }
+        self.knowledge.find_paths(&self.kernel, &self.desired, false).await;
+        let draft = self.compile(&self.assemble());
+        for (owner, spec) in wanted.iter().filter(|(owner, _)| !matches!(owner, Owner::Uplink(_))) {
+            let around = self.surroundings(owner, &draft);
+            self.open_if_closed(owner, spec, &around).await;
+        }
+        self.prepare_host(&draft).await;
+        let underlay = self.assemble();
+        if underlay != self.underlay || self.desired.generation() != published {
+            self.publish(underlay);
+        }
+    }
+
+    /// What the kernel's view or a peer's path changed: tables, when anything differs.
+    async fn refresh(&mut self, routes_changed: bool) {
+        self.knowledge.find_paths(&self.kernel, &self.desired, routes_changed).await;
+        let underlay = self.assemble();
+        if underlay != self.underlay {
+            let links = |underlay: &Underlay| -> BTreeSet<(u16, Vec<IpAddr>)> {
+                underlay.uplinks.values().map(|it| (it.mtu, it.addresses.clone())).collect()
+            };
+            // The host port's MTU and gateway follow from the uplinks.
+            if links(&underlay) != links(&self.underlay) {
+                let draft = self.compile(&underlay);
+                self.prepare_host(&draft).await;
+            }
+            self.publish(self.assemble());
+        }
+        self.probe().await;
+    }
+
+    fn assemble(&self) -> Underlay {
+        self.knowledge.underlay(&self.desired, &self.devices, &self.view)
+    }
+
+    fn compile(&self, underlay: &Underlay) -> Snapshot {
+        compile(&self.desired, underlay, Some(&self.publisher.current()))
+    }
+
+    /// Publishes what is there now, and lets uplinks take what the tables know what to do with.
+    fn publish(&mut self, underlay: Underlay) {
+        let snapshot = self.compile(&underlay);
+        self.underlay = underlay;
+        let rules = self.uplink_rules(&snapshot);
+        let generation = snapshot.generation;
+        let epoch = self.publisher.publish(snapshot);
+        self.generations.push_back((epoch, generation));
+        self.workers.iter().for_each(Handle::ring);
+        for (owner, device) in &mut self.devices {
+            if let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer)
+                && device.rules != rules
+            {
+                match steer.set_rules(&rules) {
+                    Ok(()) => device.rules = rules.clone(),
+                    Err(error) => tracing::error!("{owner}: {error}"),
+                }
+            }
+        }
+        let used = self.knowledge.used(&self.desired, &self.devices);
+        self.upkeep.set_used(used);
+    }
+
+    /// What an uplink takes from the kernel: tunnels that end here and, where a network travels without tunnels, its
+    /// addresses.
+    fn uplink_rules(&self, snapshot: &Snapshot) -> SteerRules {
+        let native = self.desired.networks().filter(|network| self.desired.is_native(network));
+        let mut prefixes: BTreeSet<(IpAddr, u8)> = BTreeSet::new();
+        for network in native {
+            if network.prefixes.is_empty() {
+                let own = self.desired.endpoints().filter(|endpoint| endpoint.network == network.name);
+                let hosts = own.flat_map(|endpoint| &endpoint.addresses);
+                prefixes.extend(hosts.map(|address| (*address, if address.is_ipv4() { 32 } else { 128 })));
+            }
+            prefixes.extend(network.prefixes.iter().map(|it| (it.net().addr(), it.net().prefix_len())));
+        }
+        SteerRules {
+            tunnel_endpoints: snapshot.underlay_addresses.clone(),
+            tunnel_ports: snapshot.tunnel_ports.iter().map(|(port, _)| *port).collect(),
+            prefixes: prefixes.into_iter().collect(),
+            ..SteerRules::default()
+        }
+    }
+
+    /// Makes the kernel's side of the host port what the tables say; does nothing when it is so already.
+    async fn prepare_host(&mut self, draft: &Snapshot) {
+        let (Some(host), Some(device)) = (&self.desired.host, self.devices.get_mut(&Owner::Host)) else {
+            self.host_port = None;
+            return;
+        };
+        let Some(network) = self.desired.networks().find(|network| network.name == host.network) else { return };
+        let compiled = draft.networks.iter().find(|it| it.vni == network.vni);
+        let mtu = compiled.map_or(device.facts.mtu, |it| it.mtu).min(penstock_io::tap::MAX_MTU);
+        let port = HostPort {
+            interface: device.facts.interface.clone(),
+            mac: device.facts.mac,
+            mtu: u32::from(mtu),
+            gateway_mac: draft.router_mac,
+            addresses: host.addresses.clone(),
+            prefixes: network.prefixes.iter().map(|prefix| prefix.net()).collect(),
+        };
+        if self.host_port.as_ref() == Some(&port) {
+            return;
+        }
+        match self.kernel.prepare_host(&port).await {
+            Ok(changed) => {
+                tracing::info!("host port {}: {changed} things set", port.interface);
+                device.facts.mtu = mtu;
+                self.host_port = Some(port);
+            }
+            Err(error) => tracing::error!("host port: {error}"),
+        }
+    }
+
+    /// What a device that is to be opened must know of its network.
+    fn surroundings(&self, owner: &Owner, draft: &Snapshot) -> Surroundings {
+        let network = match owner {
+            Owner::Endpoint(name) => {
+                self.desired.endpoints().find(|it| it.name.as_str() == name).map(|it| it.network.as_str())
+            }
+            Owner::Host => self.desired.host.as_ref().map(|it| it.network.as_str()),
+            Owner::Uplink(_) => None,
+        };
+        let compiled = draft.networks.iter().find(|it| Some(it.name.as_str()) == network);
+        let mut mac = draft.router_mac;
+        // The node's end of the host port is a neighbour of the router, so its address is another: 02:71 instead of 02:70.
+        mac.0[1] ^= 1;
+        let queues = if *owner == Owner::Host { self.workers.len() as u32 } else { 1 };
+        Surroundings { mtu: compiled.map_or(ETHERNET_MTU, |it| it.mtu), mac, queues }
+    }
+
+    /// Waits until every worker has the newest tables.
+    async fn wait_until_live(&mut self) -> Result<(), Refusal> {
+        let (epoch, began) = (self.publisher.epoch(), Instant::now());
+        let turns: Vec<u64> = self.workers.iter().map(|worker| worker.stats.counts().turns).collect();
+        while self.publisher.slowest() < epoch {
+            if began.elapsed() > LIVE_WITHIN {
+                let stuck = self.workers.iter().zip(turns).filter(|(worker, turns)| worker.stats.counts().turns == *turns);
+                let names: Vec<String> = stuck.map(|(worker, _)| format!("worker {}", worker.id)).collect();
+                let generation = self.desired.generation();
+                return Err(Refusal::NotLive { generation, laggards: names.join(", ") });
+            }
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        self.settle_generations();
+        Ok(())
+    }
+
+    fn settle_generations(&mut self) {
+        let live = self.publisher.slowest();
+        while self.generations.get(1).is_some_and(|(epoch, _)| *epoch <= live) {
+            self.generations.pop_front();
+        }
+        self.publisher.reclaim();
+    }
+
+    /// The newest generation that is live on every worker.
+    #[must_use]
+    pub fn live_generation(&self) -> u64 {
+        let live = self.publisher.slowest();
+        let known = self.generations.iter().rev().find(|(epoch, _)| *epoch <= live);
+        known.map_or(0, |(_, generation)| *generation)
+    }
+
+    /// The configuration as it is wanted.
+    #[must_use]
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// The tables as they are published.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.publisher.current()
+    }
+
+    /// The open devices.
+    #[must_use]
+    pub fn devices(&self) -> &BTreeMap<Owner, Device> {
+        &self.devices
+    }
+
+    /// Devices that are asked for and not open, and why.
+    #[must_use]
+    pub fn waiting(&self) -> &BTreeMap<Owner, String> {
+        &self.waiting
+    }
+
+    /// Whether a device's link can carry packets, or why not.
+    #[must_use]
+    pub fn link_state(&self, device: &Device) -> &'static str {
+        match self.view.links.get(&device.facts.ifindex) {
+            Some(link) if !link.up => "down: the interface is set down",
+            Some(link) if !link.carrier => "down: no carrier",
+            _ => "up",
+        }
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn workers(&self) -> &[Handle] {
+        &self.workers
+    }
+
+    /// What a worker did in the last second.
+    #[must_use]
+    pub fn pace(&self, worker: usize) -> Pace {
+        self.watchdog.pace(worker)
+    }
+
+    /// Whether a worker takes no turns any more.
+    #[must_use]
+    pub fn is_stalled(&self, worker: usize) -> bool {
+        self.watchdog.is_stalled(worker)
+    }
+
+    /// Flows that one worker's caches hold.
+    #[must_use]
+    pub fn flow_capacity(&self) -> u64 {
+        self.flow_capacity
+    }
+
+    /// The packet memory.
+    #[must_use]
+    pub fn region(&self) -> &'static Region {
+        self.region
+    }
+
+    /// How fast time-stamp ticks pass.
+    #[must_use]
+    pub fn rate(&self) -> TicksPerSecond {
+        self.rate
+    }
+
+    /// Since when the daemon runs.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    fn new_port(&mut self) -> PortId {
+        let id = PortId(self.next_port);
+        self.next_port += 1;
+        id
+    }
+
+    /// A device number that no worker's tables know: flows of a closed device must not reach the next one.
+    fn new_device(&mut self) -> Option<DeviceId> {
+        let live = self.publisher.slowest();
+        if self.retired_devices.front().is_some_and(|(_, epoch)| *epoch <= live) {
+            return self.retired_devices.pop_front().map(|(id, _)| id);
+        }
+        let id = DeviceId(self.next_device);
+        self.next_device = self.next_device.checked_add(1)?;
+        Some(id)
+    }
+
+    fn retire_device(&mut self, id: DeviceId) {
+        let next = Epoch(self.publisher.epoch().0 + 1);
+        self.retired_devices.push_back((id, next));
+    }
+}

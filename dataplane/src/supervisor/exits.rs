@@ -1,0 +1,187 @@
+//! Devices in the workers' hands: queues dealt out, ways to them for everybody else, and everything taken back.
+
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, TryRecvError, bounded};
+use penstock_io::Port;
+use penstock_io::steer::Role;
+
+use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
+use super::Engine;
+use crate::flow::DeviceId;
+use crate::mailbox::{Command, Exit, MAILBOX, Outlet};
+use crate::port::OwnedPort;
+
+/// How long a worker may take to close a port.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// Opens a device unless it is open; notes why when it cannot be.
+    pub(super) async fn open_if_closed(&mut self, owner: &Owner, spec: &Spec, around: &Surroundings) {
+        if self.devices.contains_key(owner) {
+            return;
+        }
+        if let Spec::Veth { interface, .. } = spec
+            && let Err(error) = self.kernel.bring_up(interface).await
+        {
+            return self.wait_for(owner, error.to_string());
+        }
+        let opened = match device::open(spec, around, &mut self.pool) {
+            Ok(opened) => opened,
+            Err(error) => return self.wait_for(owner, error.to_string()),
+        };
+        // The host port comes up when it is prepared.
+        if let (Spec::Tap { interface, .. }, Owner::Endpoint(_)) = (spec, owner)
+            && let Err(error) = self.kernel.bring_up(interface).await
+        {
+            tracing::warn!("{owner}: {error}");
+        }
+        self.waiting.remove(owner);
+        self.hand_out(owner, spec, opened);
+    }
+
+    fn wait_for(&mut self, owner: &Owner, why: String) {
+        if self.waiting.get(owner) != Some(&why) {
+            tracing::warn!("{owner} waits: {why}");
+        }
+        self.waiting.insert(owner.clone(), why);
+    }
+
+    /// Gives a device's queues to workers and tells everybody the way.
+    fn hand_out(&mut self, owner: &Owner, spec: &Spec, opened: Opened) {
+        let Some(id) = self.new_device() else {
+            opened.ports.into_iter().for_each(|port| port.close(&mut self.pool));
+            // A pod's interface stays closed, as while it waits for any other reason after it was open.
+            drop(opened.steer);
+            return self.wait_for(owner, "there are 65536 devices already".to_owned());
+        };
+        let mut queues = Vec::new();
+        for port in opened.ports {
+            let (queue, worker) = (self.new_port(), self.deal.take());
+            let owned = OwnedPort { id: queue, device: id, port };
+            self.workers[worker].tell(Command::AddPort(Box::new(owned)));
+            queues.push(Queue { id: queue, worker });
+        }
+        self.tell_ways(id, &queues);
+        let facts = opened.facts;
+        let mode = if facts.xdp.is_empty() { String::new() } else { format!(", {} XDP, {}", facts.xdp, facts.copy) };
+        tracing::info!("{owner}: {} {} open with {} queues{mode}", facts.kind, facts.interface, queues.len());
+        let device = Device {
+            id,
+            facts,
+            queues,
+            spec: spec.clone(),
+            steer: opened.steer,
+            rules: Default::default(),
+            broken: None,
+        };
+        self.devices.insert(owner.clone(), device);
+    }
+
+    /// Workers that own a queue use it; the others hand their frames to the owner of the first.
+    fn tell_ways(&self, id: DeviceId, queues: &[Queue]) {
+        let Some(first) = queues.first() else { return };
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Some(own) = queues.iter().find(|queue| queue.worker == index) {
+                worker.tell(Command::SetExit(id, Exit::Own(own.id)));
+                continue;
+            }
+            let owner = &self.workers[first.worker];
+            let (frames, inlet) = rtrb::RingBuffer::new(MAILBOX);
+            owner.tell(Command::AddInlet(inlet));
+            let outlet = Outlet { frames, bell: owner.bell().clone() };
+            worker.tell(Command::SetExit(id, Exit::Worker(outlet)));
+        }
+    }
+
+    /// Closes what is not asked for any more, what is to be opened otherwise, and what is broken.
+    pub(super) async fn close_unwanted(&mut self, wanted: &[(Owner, Spec)]) {
+        let doomed: Vec<Owner> = self
+            .devices
+            .iter()
+            .filter(|(owner, device)| {
+                let spec = wanted.iter().find(|(it, _)| it == *owner).map(|(_, spec)| spec);
+                device.broken.is_some() || spec != Some(&device.spec)
+            })
+            .map(|(owner, _)| owner.clone())
+            .collect();
+        for owner in doomed {
+            self.close(&owner).await;
+        }
+    }
+
+    /// Closes a device: its queues at the workers, then its steering.
+    async fn close(&mut self, owner: &Owner) {
+        let Some(device) = self.devices.remove(owner) else { return };
+        let replies: Vec<Receiver<()>> = device
+            .queues
+            .iter()
+            .map(|queue| {
+                let (done, reply) = bounded(1);
+                self.workers[queue.worker].tell(Command::RemovePort(queue.id, done));
+                self.deal.give_back(queue.worker);
+                reply
+            })
+            .collect();
+        for worker in &self.workers {
+            worker.tell(Command::SetExit(device.id, Exit::None));
+        }
+        let mut closed = true;
+        for reply in replies {
+            closed &= answer(&reply, CLOSED_WITHIN).await.is_some();
+        }
+        if let Some(steer) = device.steer
+            && let Err(error) = steer.detach(false)
+        {
+            tracing::warn!("{owner}: {error}");
+        }
+        match (&device.broken, closed) {
+            (_, false) => tracing::error!("{owner}: a worker did not close its port within {CLOSED_WITHIN:?}"),
+            // A number whose port may still be open somewhere is not given out again.
+            (Some(why), true) => tracing::warn!("{owner}: closed: {why}"),
+            (None, true) => tracing::info!("{owner}: closed"),
+        }
+        if closed {
+            self.retire_device(device.id);
+        }
+    }
+
+    /// Stops the workers, takes the uplinks' steering off and leaves the pods' interfaces closed.
+    pub async fn drain(mut self) {
+        for worker in &self.workers {
+            worker.tell(Command::Stop);
+        }
+        let began = Instant::now();
+        while began.elapsed() < CLOSED_WITHIN && !self.workers.iter().all(|worker| worker.health().stopped) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for worker in self.workers.drain(..) {
+            if worker.health().stopped {
+                worker.join();
+            } else {
+                tracing::error!("worker {} did not stop within {CLOSED_WITHIN:?}; it ends with the process", worker.id);
+            }
+        }
+        for (owner, device) in std::mem::take(&mut self.devices) {
+            let Some(steer) = device.steer else { continue };
+            let keep_closed = steer.role() == Role::Pod;
+            if let Err(error) = steer.detach(keep_closed) {
+                tracing::warn!("{owner}: {error}");
+            }
+        }
+        tracing::info!("drained");
+    }
+}
+
+/// Waits for a worker's answer; `None` when it is late or gone.
+pub(crate) async fn answer<T>(reply: &Receiver<T>, within: Duration) -> Option<T> {
+    let began = Instant::now();
+    loop {
+        match reply.try_recv() {
+            Ok(answer) => return Some(answer),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) if began.elapsed() > within => return None,
+            Err(TryRecvError::Empty) => tokio::time::sleep(Duration::from_micros(200)).await,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Tests with real programs on real interfaces: nodes and pods are network namespaces, the daemons are the built ones.
+
+mod configurations;
+mod dissect;
+mod frames;
+mod kernel_vxlan;
+mod lab;
+mod lifecycle;
+mod malformed;
+mod mtu;
+mod overlay;
+mod ovs_geneve;
+mod traffic;
