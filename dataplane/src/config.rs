@@ -153,9 +153,12 @@ impl Config {
         let file = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => Config::parse(&text, &file),
-            Err(error) => {
-                Err(vec![Fault::new(file, "", format!("cannot be read: {error}"), "name a file that is there with --config")])
-            }
+            Err(error) => Err(vec![Fault::new(
+                file,
+                "",
+                format!("cannot be read: {error}"),
+                "name a file that is there with --config",
+            )]),
         }
     }
 
@@ -255,14 +258,29 @@ impl RawConfig {
         };
         if let Some(workers) = &self.workers {
             if workers.cpus.is_empty() {
-                add("workers", "cpus", "is empty, so that nobody would forward".into(), "name at least one CPU");
+                add(
+                    "workers",
+                    "cpus",
+                    "is empty, so that nobody would forward".into(),
+                    "name at least one CPU",
+                );
             }
             let mut seen = BTreeSet::new();
             for cpu in workers.cpus.iter().filter(|cpu| !seen.insert(**cpu)) {
-                add("workers", "cpus", format!("CPU {cpu} is there twice"), "give each worker a CPU of its own");
+                add(
+                    "workers",
+                    "cpus",
+                    format!("CPU {cpu} is there twice"),
+                    "give each worker a CPU of its own",
+                );
             }
             if workers.cpus.len() > usize::from(u16::MAX) {
-                add("workers", "cpus", format!("{} workers are too many", workers.cpus.len()), "name fewer CPUs");
+                add(
+                    "workers",
+                    "cpus",
+                    format!("{} workers are too many", workers.cpus.len()),
+                    "name fewer CPUs",
+                );
             }
         }
         let chunks = self.memory.chunks;
@@ -279,7 +297,10 @@ impl RawConfig {
         let socket = &self.control.socket;
         let length = socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {
-            let problem = format!("{} has {length} bytes, and a socket's path at most {MAX_SOCKET_PATH}", socket.display());
+            let problem = format!(
+                "{} has {length} bytes, and a socket's path at most {MAX_SOCKET_PATH}",
+                socket.display()
+            );
             add("control", "socket", problem, "choose a shorter path, say /run/penstock/penstock.sock");
         }
         if !socket.is_absolute() {

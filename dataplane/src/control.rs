@@ -13,12 +13,12 @@ mod socket;
 use std::pin::Pin;
 
 use futures::Stream;
+use penstock_api::Fault;
 use penstock_api::convert::{keys_from_proto, objects_from_proto};
 use penstock_api::model::Name;
 use penstock_api::proto::dataplane_server::Dataplane;
 use penstock_api::proto::{self, Applied};
 use penstock_api::query::{CaptureOrder, FlowQuery, Question, refusal};
-use penstock_api::Fault;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
@@ -110,7 +110,10 @@ impl Dataplane for Service {
         self.change(objects_from_proto(request.into_inner().objects).map(Change::Resync)).await
     }
 
-    async fn get_status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::NodeStatus>, Status> {
+    async fn get_status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::NodeStatus>, Status> {
         Ok(Response::new(self.look(look::status).await?))
     }
 
@@ -133,7 +136,10 @@ impl Dataplane for Service {
         Ok(Response::new(flows::list(self.clone(), query)))
     }
 
-    async fn list_drops(&self, request: Request<proto::DropsRequest>) -> Result<Response<proto::DropList>, Status> {
+    async fn list_drops(
+        &self,
+        request: Request<proto::DropsRequest>,
+    ) -> Result<Response<proto::DropList>, Status> {
         let all = request.into_inner().all;
         Ok(Response::new(proto::DropList { drops: self.look(move |engine| look::drops(engine, all)).await? }))
     }
@@ -147,13 +153,17 @@ impl Dataplane for Service {
             let routes = self.look(|engine| look::routes(engine, None)).await?;
             return Ok(Response::new(proto::RouteList { routes }));
         }
-        let name: Name = network.parse().map_err(|error| Status::invalid_argument(format!("network: {error}")))?;
+        let name: Name =
+            network.parse().map_err(|error| Status::invalid_argument(format!("network: {error}")))?;
         let known = self.look({
             let name = name.clone();
             move |engine| engine.desired().networks().any(|network| network.name == name)
         });
         if !known.await? {
-            return Err(Status::not_found(format!("there is no network {:?}; see `penstock objects`", name.as_str())));
+            return Err(Status::not_found(format!(
+                "there is no network {:?}; see `penstock objects`",
+                name.as_str()
+            )));
         }
         let routes = self.look(move |engine| look::routes(engine, Some(name.as_str()))).await?;
         Ok(Response::new(proto::RouteList { routes }))

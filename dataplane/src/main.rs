@@ -2,14 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use penstock_api::Fault;
-use penstock_dataplane::config::machine::{Facts, Findings, judge};
 use penstock_dataplane::config::Config;
+use penstock_dataplane::config::machine::{Facts, Findings, judge};
 use penstock_dataplane::control::{Listener, REQUESTS, Service, SocketError};
 use penstock_dataplane::supervisor::{Engine, Refusal, Request, StartError};
 use serde::Serialize;
@@ -62,7 +62,7 @@ enum Command {
 /// Why the daemon did not run.
 #[derive(Debug, Error)]
 enum RunError {
-    #[error("{} faults in the configuration", .0.len())]
+    #[error("{} in the configuration", count_faults(.0))]
     Faulty(Vec<Fault>),
     #[error(transparent)]
     Start(#[from] StartError),
@@ -95,9 +95,12 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("PENSTOCK_LOG");
     let told = filter.is_ok() || std::env::var_os("PENSTOCK_LOG").is_none();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     if !told {
-        tracing::warn!("PENSTOCK_LOG is no filter, so it is not heeded; write, for example, PENSTOCK_LOG=debug");
+        tracing::warn!(
+            "PENSTOCK_LOG is no filter, so it is not heeded; write, for example, PENSTOCK_LOG=debug"
+        );
     }
 }
 
@@ -134,11 +137,13 @@ fn print_text(path: &Path, found: &Findings) -> std::io::Result<()> {
     for note in &found.notes {
         writeln!(out, "note: {note}")?;
     }
-    match found.faults.len() {
-        0 => writeln!(out, "{}: fit to run", path.display()),
-        1 => writeln!(out, "{}: 1 fault", path.display()),
-        faults => writeln!(out, "{}: {faults} faults", path.display()),
-    }
+    let verdict = if found.faults.is_empty() { "fit to run".to_owned() } else { count_faults(&found.faults) };
+    writeln!(out, "{}: {verdict}", path.display())
+}
+
+/// `1 fault`, `2 faults`.
+fn count_faults(faults: &[Fault]) -> String {
+    format!("{} fault{}", faults.len(), if faults.len() == 1 { "" } else { "s" })
 }
 
 fn run(path: &Path) -> Result<(), RunError> {
@@ -148,7 +153,8 @@ fn run(path: &Path) -> Result<(), RunError> {
     if !found.faults.is_empty() {
         return Err(RunError::Faulty(found.faults));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
     runtime.block_on(serve(path, config))
 }
 
@@ -161,7 +167,11 @@ async fn serve(path: &Path, config: Config) -> Result<(), RunError> {
     let (engine, watcher) = Engine::start(&config).await?;
     let server = tokio::spawn(Service::new(requests.clone()).serve(listener));
     tokio::spawn(signals.heed(path.to_owned(), config.clone(), requests));
-    tracing::info!("node {} is ready: the control interface answers on {}", config.node.name, config.socket.display());
+    tracing::info!(
+        "node {} is ready: the control interface answers on {}",
+        config.node.name,
+        config.socket.display()
+    );
     engine.run(watcher, asked).await;
     server.abort();
     // Its end takes the socket's file away.
@@ -205,7 +215,7 @@ async fn reload(path: &Path, config: &Config, requests: &mpsc::Sender<Request>) 
         Ok(new) => new,
         Err(faults) => {
             faults.iter().for_each(|fault| tracing::error!("{fault}"));
-            return tracing::error!("{}: {} faults, so nothing changes", path.display(), faults.len());
+            return tracing::error!("{}: {}, so nothing changes", path.display(), count_faults(&faults));
         }
     };
     for key in config.fixed_differences(&new) {
@@ -217,11 +227,16 @@ async fn reload(path: &Path, config: &Config, requests: &mpsc::Sender<Request>) 
     }
     match answer.await {
         Ok(Ok(live)) => {
-            tracing::info!("{}: read again, generation {} is live after {:?}", path.display(), live.generation, live.took);
+            tracing::info!(
+                "{}: read again, generation {} is live after {:?}",
+                path.display(),
+                live.generation,
+                live.took
+            );
         }
         Ok(Err(Refusal::Faulty(faults))) => {
             faults.iter().for_each(|fault| tracing::error!("{fault}"));
-            tracing::error!("{}: {} faults, so nothing changes", path.display(), faults.len());
+            tracing::error!("{}: {}, so nothing changes", path.display(), count_faults(&faults));
         }
         Ok(Err(refusal)) => tracing::error!("{}: {refusal}", path.display()),
         Err(_) => {}

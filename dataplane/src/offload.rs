@@ -38,13 +38,15 @@ pub fn finish_checksum(frame: &mut [u8], parsed: &Parsed) -> bool {
     true
 }
 
-/// Whether the UDP checksum of a whole packet is right; zero means that there is none.
+/// Whether the UDP checksum of a whole packet is right. Zero means that there is none, and `may_be_partial` that a field
+/// with the pseudo header's sum alone is one left for a card to finish.
 #[must_use]
-pub fn udp_checksum_holds(frame: &[u8], parsed: &Parsed) -> bool {
+pub fn udp_checksum_holds(frame: &[u8], parsed: &Parsed, may_be_partial: bool) -> bool {
     let (l4, end) = (usize::from(parsed.l4), usize::from(parsed.end));
     let Some(segment) = frame.get(l4..end) else { return false };
     let Some(view) = segment.get(..udp::HEADER_LEN) else { return false };
-    if view[udp::CHECKSUM_AT..udp::CHECKSUM_AT + 2] == [0, 0] {
+    let field = [view[udp::CHECKSUM_AT], view[udp::CHECKSUM_AT + 1]];
+    if field == [0, 0] {
         return true;
     }
     let length = usize::from(u16::from_be_bytes([view[udp::LEN_AT], view[udp::LEN_AT + 1]]));
@@ -54,5 +56,5 @@ pub fn udp_checksum_holds(frame: &[u8], parsed: &Parsed) -> bool {
         Net::V6(flow) => checksum::pseudo_v6(flow.src, flow.dst, proto::UDP, length as u32),
         Net::Arp | Net::Other(_) => return false,
     };
-    pseudo.add(checksum::sum(segment)).is_valid()
+    may_be_partial && field == pseudo.fold().to_be_bytes() || pseudo.add(checksum::sum(segment)).is_valid()
 }

@@ -254,7 +254,8 @@ fn route(
         Verdict::Install(action) => {
             let partial = match zone {
                 Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
-                Zone::Host { .. } | Zone::Tunnel { .. } | Zone::Native { .. } => false,
+                Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
+                Zone::Host { .. } => false,
             };
             Verdict::Install(action.finishing_checksums(partial))
         }

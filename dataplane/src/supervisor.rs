@@ -84,7 +84,9 @@ pub enum Refusal {
     #[error("{} faults: {}", .0.len(), .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "))]
     Faulty(Vec<Fault>),
     /// It was done, but a worker has not taken it up.
-    #[error("generation {generation} is published, but after {LIVE_WITHIN:?} not live on every worker: {laggards} took no turn; see `penstock workers` and the log")]
+    #[error(
+        "generation {generation} is published, but after {LIVE_WITHIN:?} not live on every worker: {laggards} took no turn; see `penstock workers` and the log"
+    )]
     NotLive {
         /// The change's generation.
         generation: u64,
@@ -238,7 +240,12 @@ impl Engine {
         self.waiting.retain(|owner, _| wanted.iter().any(|(it, _)| it == owner));
         // Uplinks first: what pods and the host are told of MTU and addresses follows from them.
         for (owner, spec) in wanted.iter().filter(|(owner, _)| matches!(owner, Owner::Uplink(_))) {
-            self.open_if_closed(owner, spec, &Surroundings { mtu: ETHERNET_MTU, mac: Default::default(), queues: 1 }).await;
+            self.open_if_closed(
+                owner,
+                spec,
+                &Surroundings { mtu: ETHERNET_MTU, mac: Default::default(), queues: 1 },
+            )
+            .await;
         }
         self.knowledge.find_paths(&self.kernel, &self.desired, false).await;
         let draft = self.compile(&self.assemble());
@@ -329,7 +336,9 @@ impl Engine {
             self.host_port = None;
             return;
         };
-        let Some(network) = self.desired.networks().find(|network| network.name == host.network) else { return };
+        let Some(network) = self.desired.networks().find(|network| network.name == host.network) else {
+            return;
+        };
         let compiled = draft.networks.iter().find(|it| it.vni == network.vni);
         let mtu = compiled.map_or(device.facts.mtu, |it| it.mtu).min(penstock_io::tap::MAX_MTU);
         let port = HostPort {
@@ -376,7 +385,11 @@ impl Engine {
         let turns: Vec<u64> = self.workers.iter().map(|worker| worker.stats.counts().turns).collect();
         while self.publisher.slowest() < epoch {
             if began.elapsed() > LIVE_WITHIN {
-                let stuck = self.workers.iter().zip(turns).filter(|(worker, turns)| worker.stats.counts().turns == *turns);
+                let stuck = self
+                    .workers
+                    .iter()
+                    .zip(turns)
+                    .filter(|(worker, turns)| worker.stats.counts().turns == *turns);
                 let names: Vec<String> = stuck.map(|(worker, _)| format!("worker {}", worker.id)).collect();
                 let generation = self.desired.generation();
                 return Err(Refusal::NotLive { generation, laggards: names.join(", ") });
@@ -425,6 +438,14 @@ impl Engine {
     #[must_use]
     pub fn waiting(&self) -> &BTreeMap<Owner, String> {
         &self.waiting
+    }
+
+    /// The interface that a device is or would be opened on; empty for none.
+    #[must_use]
+    pub fn interface_of(&self, owner: &Owner) -> String {
+        let wanted = device::wanted(&self.desired);
+        let spec = wanted.iter().find(|(it, _)| it == owner).map(|(_, spec)| spec.interface());
+        spec.unwrap_or_default().to_owned()
     }
 
     /// Whether a device's link can carry packets, or why not.

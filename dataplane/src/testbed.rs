@@ -99,6 +99,7 @@ fn underlay_of(desired: &Desired, addresses: &[IpAddr]) -> Underlay {
         mac: UPLINK_MAC,
         mtu: 1500,
         addresses: addresses.to_vec(),
+        partial_checksums: false,
     };
     let mut underlay = Underlay {
         host: Some(HostFacts { device: DeviceId(HOST), mac: HOST_MAC, mtu: 1500 }),

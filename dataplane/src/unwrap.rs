@@ -66,7 +66,7 @@ impl Unwrapper {
         if !snapshot.underlay_addresses.contains(&dst) {
             return Err(Cause::NotOurTunnel.into());
         }
-        if !offload::udp_checksum_holds(frame.bytes(), &parsed) {
+        if !offload::udp_checksum_holds(frame.bytes(), &parsed, snapshot.partial_underlay) {
             return Err(penstock_wire::Malformed::BadChecksum.into());
         }
         let end = usize::from(parsed.end);

@@ -85,5 +85,8 @@ fn a_turn_allocates_nothing() {
     }
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
     let counts = node.worker.counts();
-    assert!(counts.hits > 1000 && counts.misses >= 2000 && counts.dropped > 0 && counts.made > 0, "{counts:?}");
+    assert!(
+        counts.hits > 1000 && counts.misses >= 2000 && counts.dropped > 0 && counts.made > 0,
+        "{counts:?}"
+    );
 }

@@ -49,12 +49,15 @@ impl Facts {
     pub fn gather(config: &Config) -> Facts {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let status = read("/proc/self/status");
-        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+        let allowed =
+            status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
         let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
         let interfaces = config.objects.iter().filter_map(|object| match object {
             Object::Uplink(uplink) => Some(uplink.interface.as_str()),
             // A tap is ours to make.
-            Object::Endpoint(Endpoint { attachment: attachment @ Attachment::Veth { .. }, .. }) => interface_of(attachment),
+            Object::Endpoint(Endpoint { attachment: attachment @ Attachment::Veth { .. }, .. }) => {
+                interface_of(attachment)
+            }
             _ => None,
         });
         Facts {
@@ -124,7 +127,12 @@ impl Judge<'_> {
                     "choose of {}, or widen the cpuset (AllowedCPUs= of the unit, the container's cpuset, taskset)",
                     ranges(&self.facts.allowed)
                 );
-                self.fault("[workers]", "cpus", format!("CPU {cpu} is outside the cpuset of this process"), mend);
+                self.fault(
+                    "[workers]",
+                    "cpus",
+                    format!("CPU {cpu} is outside the cpuset of this process"),
+                    mend,
+                );
             }
         }
     }
@@ -139,7 +147,12 @@ impl Judge<'_> {
             if config.hugepages == Hugepages::Require {
                 self.fault("[memory]", "hugepages", problem, mend + ", or set hugepages = \"auto\"");
             } else {
-                self.note("[memory]", "hugepages", problem + ", so ordinary pages will do, more slowly", mend);
+                self.note(
+                    "[memory]",
+                    "hugepages",
+                    problem + ", so ordinary pages will do, more slowly",
+                    mend,
+                );
             }
         }
         let mut wanted = config.cpus.len() as u64 * u64::from(WORKER_CHUNKS);
@@ -156,7 +169,10 @@ impl Judge<'_> {
             wanted += u64::from(queues) * u64::from(fill);
         }
         if wanted > u64::from(config.chunks) {
-            let problem = format!("{} chunks are too few: the ports' rings and the workers take {wanted}", config.chunks);
+            let problem = format!(
+                "{} chunks are too few: the ports' rings and the workers take {wanted}",
+                config.chunks
+            );
             self.fault("[memory]", "chunks", problem, format!("set chunks = {}", wanted.next_power_of_two()));
         }
     }
@@ -177,13 +193,22 @@ impl Judge<'_> {
             self.note(&object, "interface", problem, format!("ip link set {} up", netdev.name));
         }
         if let Some(queues) = uplink.queues.filter(|queues| *queues > netdev.rx_queues) {
-            let problem = format!("{queues} queues are asked for and {} has {}", netdev.name, netdev.rx_queues);
+            let problem =
+                format!("{queues} queues are asked for and {} has {}", netdev.name, netdev.rx_queues);
             let mend = format!("ethtool -L {} combined {queues}, or ask for fewer", netdev.name);
             self.fault(&object, "queues", problem, mend);
         }
         if let Some(queues) = uplink.queues.filter(|queues| *queues < netdev.rx_queues) {
-            let problem = format!("{queues} of the {} queues of {} are served; tunnels on the others end in the kernel", netdev.rx_queues, netdev.name);
-            self.note(&object, "queues", problem, format!("ethtool -L {} combined {queues}, or leave the key out", netdev.name));
+            let problem = format!(
+                "{queues} of the {} queues of {} are served; tunnels on the others end in the kernel",
+                netdev.rx_queues, netdev.name
+            );
+            self.note(
+                &object,
+                "queues",
+                problem,
+                format!("ethtool -L {} combined {queues}, or leave the key out", netdev.name),
+            );
         }
         let zero_copy = netdev.features.is_none_or(|features| features.zero_copy);
         if uplink.copy == CopyMode::ZeroCopy && !zero_copy {
@@ -192,7 +217,11 @@ impl Judge<'_> {
         }
         self.xdp(&object, netdev, uplink.xdp);
         for address in &uplink.addresses {
-            let overlap = self.config.objects.iter().any(|object| matches!(object, Object::Peer(peer) if peer.address == *address));
+            let overlap = self
+                .config
+                .objects
+                .iter()
+                .any(|object| matches!(object, Object::Peer(peer) if peer.address == *address));
             if overlap {
                 let problem = format!("{address} is the address of a peer too");
                 self.fault(&object, "addresses", problem, "an uplink's addresses are this node's own");
@@ -207,17 +236,24 @@ impl Judge<'_> {
                 let problem = format!("the driver of {name} ({}) has no native XDP", driver(netdev));
                 self.fault(object, "xdp", problem, "set xdp = \"auto\" or \"generic\"");
             } else if netdev.is_veth() && netdev.mtu > VETH_NATIVE_MTU {
-                let problem = format!("{name} has an MTU of {}, and a veth runs native XDP up to {VETH_NATIVE_MTU}", netdev.mtu);
-                self.fault(object, "xdp", problem, format!("ip link set {name} mtu {CHUNK_MTU}, or set xdp = \"generic\""));
+                let problem = format!(
+                    "{name} has an MTU of {}, and a veth runs native XDP up to {VETH_NATIVE_MTU}",
+                    netdev.mtu
+                );
+                self.fault(
+                    object,
+                    "xdp",
+                    problem,
+                    format!("ip link set {name} mtu {CHUNK_MTU}, or set xdp = \"generic\""),
+                );
             }
         }
         if netdev.mtu > CHUNK_MTU {
-            let problem = format!("packets of {name} above {CHUNK_MTU} bytes do not fit a chunk and are dropped; its MTU is {}", netdev.mtu);
+            let problem = format!(
+                "packets of {name} above {CHUNK_MTU} bytes do not fit a chunk and are dropped; its MTU is {}",
+                netdev.mtu
+            );
             self.note(object, "interface", problem, format!("ip link set {name} mtu {CHUNK_MTU}"));
-        }
-        if let Some(program) = netdev.program {
-            let problem = format!("XDP program {} is on {name}; it is replaced if it is ours, and in the way if not", program.id);
-            self.note(object, "interface", problem, format!("bpftool prog show id {}", program.id));
         }
     }
 
@@ -228,8 +264,14 @@ impl Judge<'_> {
         match facts.interfaces.get(interface) {
             Some(Ok(netdev)) => {
                 if let Some(queues) = endpoint.queues.filter(|queues| *queues > netdev.rx_queues) {
-                    let problem = format!("{queues} queues are asked for and {interface} has {}", netdev.rx_queues);
-                    self.fault(&object, "queues", problem, "make the veth with more numrxqueues, or ask for fewer");
+                    let problem =
+                        format!("{queues} queues are asked for and {interface} has {}", netdev.rx_queues);
+                    self.fault(
+                        &object,
+                        "queues",
+                        problem,
+                        "make the veth with more numrxqueues, or ask for fewer",
+                    );
                 }
                 self.xdp(&object, netdev, endpoint.xdp);
             }
@@ -248,10 +290,15 @@ impl Judge<'_> {
             Object::Uplink(uplink) => Some(uplink.interface.as_str()),
             _ => None,
         });
-        let links: Vec<&Netdev> =
-            uplinks.filter_map(|name| self.facts.interfaces.get(name)).filter_map(|facts| facts.as_ref().ok()).collect();
+        let links: Vec<&Netdev> = uplinks
+            .filter_map(|name| self.facts.interfaces.get(name))
+            .filter_map(|facts| facts.as_ref().ok())
+            .collect();
         let Some(narrowest) = links.into_iter().min_by_key(|netdev| netdev.mtu) else { return };
-        let by_ipv6 = config.objects.iter().any(|object| matches!(object, Object::Peer(peer) if peer.address.is_ipv6()));
+        let by_ipv6 = config
+            .objects
+            .iter()
+            .any(|object| matches!(object, Object::Peer(peer) if peer.address.is_ipv6()));
         let networks = config.objects.iter().filter_map(|object| match object {
             Object::Network(network) => Some(network),
             _ => None,
@@ -291,8 +338,10 @@ fn ranges(cpus: &[usize]) -> String {
             _ => runs.push((cpu, cpu)),
         }
     }
-    let texts: Vec<String> =
-        runs.iter().map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") }).collect();
+    let texts: Vec<String> = runs
+        .iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
+        .collect();
     format!("CPUs {}", texts.join(","))
 }
 
@@ -350,7 +399,10 @@ mod tests {
         }
     }
 
-    fn judged(change: impl Fn(&str) -> String, change_facts: impl Fn(&mut Facts)) -> (Vec<String>, Vec<String>) {
+    fn judged(
+        change: impl Fn(&str) -> String,
+        change_facts: impl Fn(&mut Facts),
+    ) -> (Vec<String>, Vec<String>) {
         let config = Config::parse(&change(TEXT), "n.toml").unwrap();
         let mut facts = facts();
         change_facts(&mut facts);
@@ -371,7 +423,10 @@ mod tests {
     #[test]
     fn cpus_that_are_not_there_and_cpus_outside_the_cpuset_are_told_apart() {
         let (faults, _) = judged(|text| text.replace("[0, 2]", "[3, 9]"), |_| {});
-        assert!(faults[0].contains("CPU 3 is outside the cpuset of this process; choose of CPUs 0-2"), "{faults:?}");
+        assert!(
+            faults[0].contains("CPU 3 is outside the cpuset of this process; choose of CPUs 0-2"),
+            "{faults:?}"
+        );
         assert!(faults[1].contains("there is no CPU 9; this machine has CPUs 0-3"), "{faults:?}");
     }
 
@@ -392,7 +447,8 @@ mod tests {
         assert!(faults[0].contains("`queues`: 4 queues are asked for and eth0 has 2"), "{faults:?}");
         let (faults, _) = judged(uplink("copy = \"zero-copy\""), |_| {});
         assert!(faults[0].contains("`copy`: the driver of eth0 (veth) has no zero-copy"), "{faults:?}");
-        let jumbo = |facts: &mut Facts| facts.interfaces.get_mut("eth0").unwrap().as_mut().unwrap().mtu = 9000;
+        let jumbo =
+            |facts: &mut Facts| facts.interfaces.get_mut("eth0").unwrap().as_mut().unwrap().mtu = 9000;
         let (faults, notes) = judged(uplink("xdp = \"native\""), jumbo);
         assert!(faults[0].contains("native XDP up to 3506"), "{faults:?}");
         assert!(notes[0].contains("do not fit a chunk"), "{notes:?}");
@@ -403,7 +459,10 @@ mod tests {
     #[test]
     fn a_missing_uplink_is_a_fault_and_a_missing_pod_is_waited_for() {
         let gone = |facts: &mut Facts| {
-            facts.interfaces.iter_mut().for_each(|(_, facts)| *facts = Err("there is no such interface".into()));
+            facts
+                .interfaces
+                .iter_mut()
+                .for_each(|(_, facts)| *facts = Err("there is no such interface".into()));
         };
         let (faults, notes) = judged(str::to_owned, gone);
         assert_eq!((faults.len(), notes.len()), (1, 1));

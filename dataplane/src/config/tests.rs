@@ -36,7 +36,10 @@ fn assert_says(said: &[String], part: &str) {
 #[test]
 fn what_is_left_out_has_a_default() {
     let config = Config::parse(GOOD, "n.toml").unwrap();
-    assert_eq!((config.chunks, config.hugepages, config.idle), (DEFAULT_CHUNKS, Hugepages::Auto, Idle::Adaptive));
+    assert_eq!(
+        (config.chunks, config.hugepages, config.idle),
+        (DEFAULT_CHUNKS, Hugepages::Auto, Idle::Adaptive)
+    );
     assert_eq!((config.flows4, config.socket.to_str()), (65536, Some(DEFAULT_SOCKET)));
     assert_eq!((config.cpus.as_slice(), config.objects.len()), ([0, 1].as_slice(), 3));
     assert!(config.host.is_none());

@@ -95,7 +95,8 @@ fn begin(
 fn find<'a>(engine: &'a Engine, port: &str) -> Option<(&'a Owner, &'a Device)> {
     let by_name = engine.devices().iter().find(|(owner, _)| owner.port_name() == port);
     let number: Option<u32> = port.parse().ok();
-    let by_number = || engine.devices().iter().find(|(_, device)| device.queues.iter().any(|it| Some(it.id.0) == number));
+    let by_number =
+        || engine.devices().iter().find(|(_, device)| device.queues.iter().any(|it| Some(it.id.0) == number));
     by_name.or_else(by_number)
 }
 
@@ -157,7 +158,8 @@ mod tests {
 
     #[test]
     fn ticks_before_and_after_the_clock_was_set_are_told_in_wall_time() {
-        let clock = WallClock { wall: Duration::from_secs(100), ticks: Ticks(5000), rate: TicksPerSecond(1000) };
+        let clock =
+            WallClock { wall: Duration::from_secs(100), ticks: Ticks(5000), rate: TicksPerSecond(1000) };
         assert_eq!(clock.nanoseconds(Ticks(5000)), 100_000_000_000);
         assert_eq!(clock.nanoseconds(Ticks(5500)), 100_500_000_000);
         assert_eq!(clock.nanoseconds(Ticks(4000)), 99_000_000_000);

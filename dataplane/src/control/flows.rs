@@ -86,13 +86,20 @@ impl Listing {
         };
         let Some(id) = self.service.look(ask).await? else { return Ok(false) };
         let Some(listing) = crate::supervisor::answer(&piece, PATIENCE).await else {
-            return Err(Status::deadline_exceeded(format!("worker {id} does not answer; see `penstock workers`")));
+            return Err(Status::deadline_exceeded(format!(
+                "worker {id} does not answer; see `penstock workers`"
+            )));
         };
         let words = self.service.look(move |engine| Words::of(engine, id)).await?;
         let rows4 = listing.rows4.iter().map(|row| words.flow(row, row.key.describe(), listing.now));
         let rows6 = listing.rows6.iter().map(|row| words.flow(row, row.key.describe(), listing.now));
         let query = &self.query;
-        self.ready.extend(rows4.chain(rows6).filter(|(flow, described)| matches(query, flow, described)).map(|(flow, _)| flow));
+        self.ready.extend(
+            rows4
+                .chain(rows6)
+                .filter(|(flow, described)| matches(query, flow, described))
+                .map(|(flow, _)| flow),
+        );
         if listing.next4.is_some() || listing.next6.is_some() {
             self.next = Some(listing);
         } else {

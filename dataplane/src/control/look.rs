@@ -73,7 +73,8 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
         }
         if health.restarts > 0 {
             let times = health.restarts;
-            warnings.push(format!("worker {} panicked {times} times, last: {}", worker.id, health.last_panic));
+            warnings
+                .push(format!("worker {} panicked {times} times, last: {}", worker.id, health.last_panic));
         }
     }
     let lost = snapshot.peers.iter().filter(|peer| peer.path.as_ref().is_none_or(|path| path.mac.is_none()));
@@ -101,14 +102,18 @@ pub(super) fn ports(engine: &Engine) -> Vec<proto::Port> {
                 xdp: device.facts.xdp.to_owned(),
                 copy: device.facts.copy.to_owned(),
                 mtu: mtu_of(owner, device, &snapshot).into(),
-                state: device.broken.clone().map_or(engine.link_state(device).into(), |why| format!("down: {why}")),
+                state: device
+                    .broken
+                    .clone()
+                    .map_or(engine.link_state(device).into(), |why| format!("down: {why}")),
                 ..port_counters(&stats, named(engine, owner))
             });
         }
     }
     rows.sort_by_key(|row| row.id);
     for (owner, why) in engine.waiting() {
-        rows.push(proto::Port { state: format!("down: {why}"), ..named(engine, owner) });
+        let (state, interface) = (format!("down: {why}"), engine.interface_of(owner));
+        rows.push(proto::Port { state, interface, ..named(engine, owner) });
     }
     rows
 }
@@ -203,7 +208,8 @@ pub(super) fn workers(engine: &Engine) -> Vec<proto::Worker> {
 }
 
 pub(super) fn drops(engine: &Engine, all: bool) -> Vec<proto::Drop> {
-    let count = |reason: Reason| -> u64 { engine.workers().iter().map(|worker| worker.stats.drops(reason)).sum() };
+    let count =
+        |reason: Reason| -> u64 { engine.workers().iter().map(|worker| worker.stats.drops(reason)).sum() };
     let rows = Reason::all().map(|reason| proto::Drop {
         reason: reason.name().to_owned(),
         sentence: reason.sentence().to_owned(),
@@ -280,7 +286,8 @@ fn zone_of(engine: &Engine, snapshot: &Snapshot, from: &Source) -> Result<ZoneId
             let endpoint = snapshot.endpoints.iter().find(|it| it.name == name.as_str());
             endpoint.map(|it| it.zone).ok_or_else(|| {
                 let why = engine.waiting().get(&Owner::Endpoint(name.to_string()));
-                let why = why.map_or("there is none of that name".to_owned(), |why| format!("it is not open: {why}"));
+                let why = why
+                    .map_or("there is none of that name".to_owned(), |why| format!("it is not open: {why}"));
                 Status::not_found(format!("endpoint {:?}: {why}", name.as_str()))
             })
         }
@@ -294,7 +301,9 @@ fn zone_of(engine: &Engine, snapshot: &Snapshot, from: &Source) -> Result<ZoneId
                 tables::Device::Uplink { native, .. } => *native,
                 _ => None,
             });
-            natives.ok_or_else(|| Status::not_found("no network travels without tunnels here, so nothing of an uplink is taken"))
+            natives.ok_or_else(|| {
+                Status::not_found("no network travels without tunnels here, so nothing of an uplink is taken")
+            })
         }
         Source::Tunnel { peer, network } => {
             let address = engine.desired().peers().find(|it| it.name == *peer).map(|it| it.address);

@@ -159,6 +159,8 @@ pub struct Facts {
     pub xdp: &'static str,
     /// `zero-copy`, `copy` or nothing.
     pub copy: &'static str,
+    /// Whether it is a veth: a link without a card that would finish checksums.
+    pub veth: bool,
 }
 
 /// An open device.
@@ -209,15 +211,32 @@ pub(super) fn open(spec: &Spec, around: &Surroundings, pool: &mut FramePool) -> 
             let queues = queues.unwrap_or(around.queues);
             let ports = Tap { name: interface.clone(), queues, mac: mac.0, mtu }.open()?;
             let netdev = Netdev::named(interface)?;
-            let facts =
-                Facts { kind: "tap", interface: interface.clone(), ifindex: netdev.index, mac, mtu, xdp: "", copy: "" };
+            let facts = Facts {
+                kind: "tap",
+                interface: interface.clone(),
+                ifindex: netdev.index,
+                mac,
+                mtu,
+                xdp: "",
+                copy: "",
+                veth: false,
+            };
             let ports = ports.into_iter().map(|port| AnyPort::Tap(Box::new(port))).collect();
             Ok(Opened { ports, facts, steer: None })
         }
         Spec::Pcap { receive, transmit } => {
             let port = PcapPort::open(Some(receive.as_ref()), Some(transmit.as_ref()), Replay::Once)?;
             let (kind, mac, mtu) = ("pcap", around.mac, around.mtu);
-            let facts = Facts { kind, interface: String::new(), ifindex: 0, mac, mtu, xdp: "", copy: "" };
+            let facts = Facts {
+                kind,
+                interface: String::new(),
+                ifindex: 0,
+                mac,
+                mtu,
+                xdp: "",
+                copy: "",
+                veth: false,
+            };
             Ok(Opened { ports: vec![AnyPort::Pcap(Box::new(port))], facts, steer: None })
         }
     }
@@ -259,6 +278,7 @@ fn open_xsk(
             Some(Transfer::ZeroCopy) => "zero-copy",
             _ => "copy",
         },
+        veth: netdev.is_veth(),
     };
     let ports = ports.into_iter().map(|port| AnyPort::Xsk(Box::new(port))).collect();
     Ok(Opened { ports, facts, steer: Some(steer) })

@@ -77,7 +77,10 @@ impl Engine {
                 KernelChange::Link { ifindex, link } => {
                     (routes, links) = (true, true);
                     if link.is_none() {
-                        self.break_devices(|device| device.facts.ifindex == *ifindex, "its interface is gone");
+                        self.break_devices(
+                            |device| device.facts.ifindex == *ifindex,
+                            "its interface is gone",
+                        );
                     }
                 }
                 KernelChange::Neighbour { .. } => {}

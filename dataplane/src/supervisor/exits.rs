@@ -6,8 +6,8 @@ use crossbeam::channel::{Receiver, TryRecvError, bounded};
 use penstock_io::Port;
 use penstock_io::steer::Role;
 
-use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
 use super::Engine;
+use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
 use crate::flow::DeviceId;
 use crate::mailbox::{Command, Exit, MAILBOX, Outlet};
 use crate::port::OwnedPort;
@@ -64,7 +64,8 @@ impl Engine {
         }
         self.tell_ways(id, &queues);
         let facts = opened.facts;
-        let mode = if facts.xdp.is_empty() { String::new() } else { format!(", {} XDP, {}", facts.xdp, facts.copy) };
+        let mode =
+            if facts.xdp.is_empty() { String::new() } else { format!(", {} XDP, {}", facts.xdp, facts.copy) };
         tracing::info!("{owner}: {} {} open with {} queues{mode}", facts.kind, facts.interface, queues.len());
         let device = Device {
             id,
@@ -136,7 +137,9 @@ impl Engine {
             tracing::warn!("{owner}: {error}");
         }
         match (&device.broken, closed) {
-            (_, false) => tracing::error!("{owner}: a worker did not close its port within {CLOSED_WITHIN:?}"),
+            (_, false) => {
+                tracing::error!("{owner}: a worker did not close its port within {CLOSED_WITHIN:?}")
+            }
             // A number whose port may still be open somewhere is not given out again.
             (Some(why), true) => tracing::warn!("{owner}: closed: {why}"),
             (None, true) => tracing::info!("{owner}: closed"),
@@ -159,7 +162,10 @@ impl Engine {
             if worker.health().stopped {
                 worker.join();
             } else {
-                tracing::error!("worker {} did not stop within {CLOSED_WITHIN:?}; it ends with the process", worker.id);
+                tracing::error!(
+                    "worker {} did not stop within {CLOSED_WITHIN:?}; it ends with the process",
+                    worker.id
+                );
             }
         }
         for (owner, device) in std::mem::take(&mut self.devices) {

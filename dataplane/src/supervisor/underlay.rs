@@ -82,7 +82,11 @@ impl Knowledge {
     }
 
     /// The neighbours that are sent to.
-    pub(super) fn used(&self, desired: &Desired, devices: &BTreeMap<Owner, Device>) -> BTreeSet<(u32, IpAddr)> {
+    pub(super) fn used(
+        &self,
+        desired: &Desired,
+        devices: &BTreeMap<Owner, Device>,
+    ) -> BTreeSet<(u32, IpAddr)> {
         let uplinks: BTreeMap<&str, u32> = devices
             .iter()
             .filter_map(|(owner, device)| match owner {
@@ -134,7 +138,11 @@ impl Knowledge {
             // Tunnels start at an address that the uplink is told to have, if it is told any.
             let told = uplink.addresses.contains(&path.preferred_source);
             let of_family = uplink.addresses.iter().find(|it| it.is_ipv4() == address.is_ipv4());
-            let source = if told { path.preferred_source } else { of_family.copied().unwrap_or(path.preferred_source) };
+            let source = if told {
+                path.preferred_source
+            } else {
+                of_family.copied().unwrap_or(path.preferred_source)
+            };
             let mtu = path.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
             let facts = PathFacts { uplink: (*name).to_owned(), next_hop: path.next_hop, source, mtu };
             underlay.paths.insert(*address, facts);
@@ -163,6 +171,7 @@ fn uplink_facts(uplink: &model::Uplink, device: &Device, view: &KernelView) -> U
         mac: link.and_then(|link| link.mac).unwrap_or(facts.mac),
         mtu: link.map_or(facts.mtu, |link| u16::try_from(link.mtu).unwrap_or(u16::MAX)),
         addresses,
+        partial_checksums: facts.veth,
     }
 }
 
@@ -217,6 +226,7 @@ mod tests {
             mtu: 1500,
             xdp: "generic",
             copy: "copy",
+            veth: false,
         };
         let device = Device {
             id: DeviceId(7),
@@ -236,7 +246,12 @@ mod tests {
         KernelView {
             links: [(3, link)].into(),
             addresses: [(3, vec!["10.0.0.1/24".parse().unwrap(), "fe80::1/64".parse().unwrap()])].into(),
-            neighbours: [((3, ip("10.0.0.2")), near), ((3, ip("10.0.0.9")), near), ((3, ip("10.0.0.77")), near)].into(),
+            neighbours: [
+                ((3, ip("10.0.0.2")), near),
+                ((3, ip("10.0.0.9")), near),
+                ((3, ip("10.0.0.77")), near),
+            ]
+            .into(),
         }
     }
 

@@ -54,6 +54,8 @@ pub struct UplinkFacts {
     pub mtu: u16,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether senders on this link may leave checksums to a card that is not there: a veth.
+    pub partial_checksums: bool,
 }
 
 /// The open host port.
@@ -122,6 +124,7 @@ impl<'a> Compiler<'a> {
             generation: desired.generation(),
             router_mac: router_mac(&desired.node, &underlay_addresses),
             underlay_addresses,
+            partial_underlay: underlay.uplinks.values().any(|uplink| uplink.partial_checksums),
             neighbours: underlay.neighbours.clone(),
             // Zone 0 is nobody's: it stands for ports that no table knows.
             zones: vec![Zone::Native { network: u32::MAX }],

@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub tunnel_ports: Vec<(u16, TunnelKind)>,
     /// The local tunnel endpoints.
     pub underlay_addresses: Vec<IpAddr>,
+    /// Whether what comes from the underlay may carry checksums left for a network card to finish.
+    pub partial_underlay: bool,
     /// The peers; routes name them by position.
     pub peers: Vec<Peer>,
     /// The tunnel headers, by [`TemplateId`].

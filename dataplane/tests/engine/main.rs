@@ -1,6 +1,6 @@
 //! The engine on ports in memory: packets in, packets out.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod answers;
 mod conservation;

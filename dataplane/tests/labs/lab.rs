@@ -182,7 +182,8 @@ impl Place {
 
     fn shell(&self, line: &str) -> Command {
         let mut ip = Command::new("ip");
-        ip.args(["netns", "exec", &self.namespace, "sh", "-c", line]);
+        // Bounded: a program that hangs fails its test instead of the whole run.
+        ip.args(["netns", "exec", &self.namespace, "timeout", "-k", "5", "120", "sh", "-c", line]);
         ip
     }
 

@@ -1,5 +1,7 @@
 //! Tests with real programs on real interfaces: nodes and pods are network namespaces, the daemons are the built ones.
 
+#![allow(unreachable_pub)]
+
 mod configurations;
 mod dissect;
 mod frames;
