@@ -95,7 +95,8 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("PENSTOCK_LOG");
     let told = filter.is_ok() || std::env::var_os("PENSTOCK_LOG").is_none();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     log.with_ansi(std::io::stderr().is_terminal()).init();
     if !told {
         tracing::warn!(
