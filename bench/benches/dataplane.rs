@@ -136,7 +136,11 @@ fn whole_turns(criterion: &mut Criterion<Cycles>) {
             let after = node.worker.counts();
             assert_eq!(after.dropped, before.dropped, "a bench that drops measures something else");
             let missed = after.misses - before.misses;
-            assert!(missed * 100 < after.rx - before.rx, "{missed} of {} packets missed", after.rx - before.rx);
+            assert!(
+                missed * 100 < after.rx - before.rx,
+                "{missed} of {} packets missed",
+                after.rx - before.rx
+            );
         }
     }
     let inner = udp_flows(Conversation { src: [10, 1, 2, 1], ..to([10, 1, 1, 1]) }, 1_000);

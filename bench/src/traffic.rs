@@ -23,7 +23,9 @@ const PORTS: u32 = 60_000;
 /// One UDP frame for each of `flows` flows.
 #[must_use]
 pub fn udp_flows(conversation: Conversation, flows: u32) -> Vec<Vec<u8>> {
-    (0..flows).map(|flow| udp_frame(conversation, (1024 + flow % PORTS) as u16, (4000 + flow / PORTS) as u16)).collect()
+    (0..flows)
+        .map(|flow| udp_frame(conversation, (1024 + flow % PORTS) as u16, (4000 + flow / PORTS) as u16))
+        .collect()
 }
 
 fn udp_frame(conversation: Conversation, sport: u16, dport: u16) -> Vec<u8> {
@@ -67,11 +69,22 @@ mod tests {
     #[test]
     fn every_flow_has_its_own_ports_and_a_sound_frame() {
         let mac = MacAddr([2, 0, 0, 0, 0, 1]);
-        let conversation = Conversation { dst_mac: mac, src_mac: mac, src: [10, 1, 1, 1], dst: [10, 1, 1, 2], frame_len: 60 };
+        let conversation = Conversation {
+            dst_mac: mac,
+            src_mac: mac,
+            src: [10, 1, 1, 1],
+            dst: [10, 1, 1, 2],
+            frame_len: 60,
+        };
         let frames = udp_flows(conversation, 70_000);
         let ports: std::collections::HashSet<&[u8]> = frames.iter().map(|frame| &frame[34..38]).collect();
         assert_eq!(ports.len(), 70_000);
-        assert!(frames.iter().step_by(997).all(|frame| penstock_wire::parse::parse(frame).is_ok() && frame.len() == 60));
+        assert!(
+            frames
+                .iter()
+                .step_by(997)
+                .all(|frame| penstock_wire::parse::parse(frame).is_ok() && frame.len() == 60)
+        );
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Pipeline {
                         other => other,
                     }
                 }
-                Device::Uplink { mac, native, .. } => self.from_underlay(at, lane, mac, native, frame),
+                Device::Uplink { mac, native, .. } => self.arrive(at, lane, mac, native, frame),
                 Device::Unused => What::Drop(Cause::UnknownPort.into()),
             };
             self.lanes.what[lane] = what;
@@ -167,7 +167,7 @@ impl Pipeline {
 
     /// A frame from an uplink: out of its tunnel, if it is in one.
     #[inline]
-    fn from_underlay(
+    fn arrive(
         &mut self,
         at: Moment<'_>,
         lane: usize,

@@ -112,21 +112,21 @@ impl Lab {
     /// Dropped packets of node `i` by reason.
     pub fn drops(&self, i: u8) -> BTreeMap<String, u64> {
         let answer = self.ask(i, "drops");
-        let rows = answer["drops"].as_array().expect("a list of drops");
+        let rows = answer.as_array().expect("a list of drops");
         rows.iter().map(|row| (text(&row["reason"]), number(&row["packets"]))).collect()
     }
 
     /// The rows that `penstock ports` has for the port `name` of node `i`, one a queue.
     pub fn port(&self, i: u8, name: &str) -> Vec<Value> {
         let ports = self.ask(i, "ports");
-        let rows = ports["ports"].as_array().expect("a list of ports");
+        let rows = ports.as_array().expect("a list of ports");
         rows.iter().filter(|row| row["name"] == name).cloned().collect()
     }
 
     /// Frames of every worker of node `i`: in all, and those that are in the hands of the pipeline.
     pub fn frames(&self, i: u8) -> (u64, u64) {
         let workers = self.ask(i, "workers");
-        let frames = workers["workers"].as_array().expect("a list of workers").iter().map(|w| &w["frames"]);
+        let frames = workers.as_array().expect("a list of workers").iter().map(|w| &w["frames"]);
         frames.fold((0, 0), |(all, user), f| {
             let held = number(&f["user"]);
             (all + number(&f["free"]) + held + number(&f["fill"]) + number(&f["tx"]), user + held)
@@ -182,19 +182,18 @@ impl Place {
 
     fn shell(&self, line: &str) -> Command {
         let mut ip = Command::new("ip");
-        // Bounded: a program that hangs fails its test instead of the whole run.
-        ip.args(["netns", "exec", &self.namespace, "timeout", "-k", "5", "120", "sh", "-c", line]);
+        ip.args(["netns", "exec", &self.namespace, "sh", "-c", line]);
         ip
     }
 
     /// Runs a line of shell here; it must succeed. Its standard output.
     pub fn run(&self, line: &str) -> String {
-        succeed(self.shell(line))
+        succeed(self.shell(&bounded(line)))
     }
 
     /// Runs a line of shell here, which may fail.
     pub fn attempt(&self, line: &str) -> Output {
-        self.shell(line).output().expect("ip netns exec")
+        self.shell(&bounded(line)).output().expect("ip netns exec")
     }
 
     /// Starts one program here that ends with the value that is returned.
@@ -315,4 +314,9 @@ fn check(what: &str, output: Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{what}: {}\n{stdout}{stderr}", output.status);
     stdout
+}
+
+/// The same line, ended after two minutes: a program that hangs fails its test instead of the whole run.
+fn bounded(line: &str) -> String {
+    format!("timeout -k 5 120 sh -c '{}'", line.replace('\'', "'\\''"))
 }

@@ -46,9 +46,9 @@ fn a_narrow_middle_link_is_learnt() {
     bulk_passes(&lab);
     wait_until("node1 knows the path's MTU", || {
         let peers = lab.ask(1, "peers");
-        peers["peers"][0]["learnt_mtu"].as_u64() == Some(1400)
+        peers[0]["learnt_mtu"].as_u64() == Some(1400)
     });
-    assert_eq!(number(&lab.ask(1, "peers")["peers"][0]["mtu"]), 1500);
+    assert_eq!(number(&lab.ask(1, "peers")[0]["mtu"]), 1500);
 }
 
 #[test]
