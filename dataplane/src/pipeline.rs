@@ -176,7 +176,10 @@ impl Pipeline {
         frame: &mut Frame,
     ) -> What {
         match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
-            Ok(Arrived::Tunnel(zone)) => self.recognise(lane, zone, frame),
+            Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => {
+                self.recognise(lane, zone, frame)
+            }
+            Ok(Arrived::Tunnel(_)) => What::Drop(Cause::WrongInnerMac.into()),
             Ok(Arrived::Bare) => match native {
                 Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => {
                     self.recognise(lane, zone, frame)
@@ -353,6 +356,15 @@ impl Pipeline {
 #[inline(always)]
 fn stations_are(frame: &Frame, dst: MacAddr, src: MacAddr) -> bool {
     frame.bytes().first_chunk::<12>().is_some_and(|stations| stations[..6] == dst.0 && stations[6..] == src.0)
+}
+
+/// Whether an inner frame is for this node's router, by the address that it has or by one that peers derive.
+#[inline]
+fn is_for_router(snapshot: &Snapshot, frame: &Frame) -> bool {
+    let Some(&station) = frame.bytes().first_chunk::<6>() else { return false };
+    let derived =
+        || snapshot.underlay_addresses.iter().any(|&address| MacAddr::from_underlay(address).0 == station);
+    station == snapshot.router_mac.0 || derived()
 }
 
 /// A frame that is not simply from the pod to its gateway: a question to all, or one that has no business here.
