@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const PROTO: &str = "proto/penstock.proto";
-    println!("cargo::rerun-if-changed={PROTO}");
+    println!("cargo::rerun-if-changed=proto");
     let files = protox::compile([PROTO], ["proto"])?;
     tonic_prost_build::configure()
         // `penstock --json` prints the rows of the read calls as they are.
