@@ -156,8 +156,10 @@ fn two_queues_share_the_flows_and_both_can_send() {
     in_namespace(|| {
         let (mut ports, mut pool, mut burst) = (tap_with_address(2), pool(), Burst::new());
         ip("neighbor add 10.77.0.2 lladdr 02:00:00:00:00:ee dev lab0");
-        for _ in 0..64 {
-            UdpSocket::bind("10.77.0.1:0").unwrap().send_to(b"hey", "10.77.0.2:9").unwrap();
+        // All open at once, so that no two of them are given the same port.
+        let senders: Vec<_> = (0..64).map(|_| UdpSocket::bind("10.77.0.1:0").unwrap()).collect();
+        for sender in &senders {
+            sender.send_to(b"hey", "10.77.0.2:9").unwrap();
         }
         let mut flows = [HashSet::new(), HashSet::new()];
         for _ in 0..200 {
