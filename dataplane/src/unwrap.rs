@@ -166,7 +166,7 @@ fn carry_congestion(inner: &mut [u8], outer_tos: u8) -> Result<(), Reason> {
     Ok(())
 }
 
-/// A router's word that a tunnel packet of ours was too long.
+/// A router's word that a tunnel packet of ours was too long; the control side judges what of it to believe.
 #[cold]
 fn path_mtu(snapshot: &Snapshot, frame: &[u8], parsed: &Parsed) -> Option<Arrived> {
     let message = frame.get(parsed.l4.into()..parsed.end.into())?;
@@ -185,8 +185,6 @@ fn path_mtu(snapshot: &Snapshot, frame: &[u8], parsed: &Parsed) -> Option<Arrive
     let (src, dst, protocol, dport, ..) = outer(&quoted)?;
     let ours = protocol == proto::UDP && snapshot.underlay_addresses.contains(&src);
     let to_peer = snapshot.peers.iter().any(|peer| peer.address == dst);
-    // Nobody may talk us below what every link must carry (RFC 791, RFC 8200), whatever he claims.
-    let least = if dst.is_ipv4() { 576 } else { 1280 };
     let known_port = kind_of(snapshot, dport).is_some();
-    (ours && to_peer && known_port).then(|| Arrived::PathMtu(dst, mtu.clamp(least, 65_535) as u16))
+    (ours && to_peer && known_port).then(|| Arrived::PathMtu(dst, mtu.min(65_535) as u16))
 }

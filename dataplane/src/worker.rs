@@ -180,6 +180,8 @@ pub struct Worker {
     publish_every: u64,
     quiet: u32,
     started: Ticks,
+    /// When the last turn began, if it moved packets.
+    busy_since: Option<Ticks>,
     stopping: bool,
 }
 
@@ -213,6 +215,7 @@ impl Worker {
             publish_every: rate.ticks(PUBLISH),
             quiet: (rate.ticks(QUIET) >> 24) as u32,
             started: Ticks::now(),
+            busy_since: None,
             stopping: false,
         })
     }
@@ -331,9 +334,13 @@ impl Worker {
         counts.turns += 1;
         if turn.received > 0 {
             counts.busy_turns += 1;
-            // From the start of this turn to the start of the last one's end is what the next clock reading tells.
-            counts.busy_ticks += now.since(Ticks(self.started.0 + counts.ticks));
         }
+        // A turn's length is known when the next one begins; none sleeps in between, because a busy turn is never followed
+        // by a sleep.
+        if let Some(since) = self.busy_since.take() {
+            counts.busy_ticks += now.since(since);
+        }
+        self.busy_since = (turn.received > 0).then_some(now);
         counts.ticks = now.since(self.started);
         counts.flows4 = self.pipeline.cache4.used() as u64;
         counts.flows6 = self.pipeline.cache6.used() as u64;

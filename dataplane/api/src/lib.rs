@@ -23,7 +23,7 @@ pub use fault::Fault;
 /// The messages, the client and the server trait that are generated from `penstock.proto`.
 ///
 /// The daemon implements [`proto::dataplane_server::Dataplane`].
-#[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("penstock.v1");
 }

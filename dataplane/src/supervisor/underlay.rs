@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use penstock_api::check::{MIN_MTU_IPV4, MIN_MTU_IPV6};
 use penstock_api::model::{self, RouteTarget};
 
 use super::device::{Device, Owner};
@@ -14,8 +15,6 @@ use crate::tables::desired::Desired;
 
 /// How long a path MTU learnt from ICMP is believed (RFC 1191, section 6.3, suggests about ten minutes).
 const LEARNT_FOR: Duration = Duration::from_secs(600);
-/// The least path MTU that is believed: what IPv6 guarantees (RFC 8200), and for IPv4 what hosts must accept (RFC 791).
-const LEAST_MTU: [u16; 2] = [576, 1280];
 /// How long a neighbour that a packet asked for is sought before it is forgotten.
 const SOUGHT_FOR: Duration = Duration::from_secs(60);
 
@@ -56,7 +55,7 @@ impl Knowledge {
     /// Notes a path MTU; tells whether it says anything new.
     pub(super) fn learn(&mut self, peer: IpAddr, mtu: u16, now: Instant) -> bool {
         let Some(Some(path)) = self.paths.get(&peer) else { return false };
-        let least = LEAST_MTU[usize::from(peer.is_ipv6())];
+        let least = if peer.is_ipv6() { MIN_MTU_IPV6 } else { MIN_MTU_IPV4 };
         // A message that claims less than the least is a mistake or an attack; one that claims more than the link carries
         // says nothing.
         let mtu = mtu.max(least);
