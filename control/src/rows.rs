@@ -15,6 +15,15 @@ pub(crate) fn status(status: &proto::NodeStatus) -> String {
         let behind = status.slowest_worker.map(|id| format!(", worker {id} is behind")).unwrap_or_default();
         format!("generation {}, live up to {}{behind}", status.generation, status.live_generation)
     };
+    let frames = status.frames.map_or_else(
+        || "unknown".to_owned(),
+        |it| {
+            format!(
+                "{} free, {} under way, {} to receive into, {} being sent",
+                it.free, it.user, it.fill, it.tx
+            )
+        },
+    );
     let mut text = fields(&[
         ("node", status.name.clone()),
         ("penstockd", format!("{}, up {}", status.version, units::span(status.uptime_ms))),
@@ -23,6 +32,7 @@ pub(crate) fn status(status: &proto::NodeStatus) -> String {
         ("port queues", status.ports.to_string()),
         ("flows", units::count(status.flows)),
         ("memory", or_none(&status.hugepages)),
+        ("frames", frames),
         ("agent", or_none(&status.agent)),
         ("underlay", or_none(&status.underlay_addresses.join(", "))),
         ("received", packets(status.rx_packets, status.rx_bytes)),

@@ -65,14 +65,18 @@ impl Sleeper {
         self.mode == Idle::Adaptive && now.since(self.last_work) > self.spin
     }
 
-    /// Sleeps until woken; `restless` when somebody may not be able to wake us.
+    /// Sleeps until woken; `restless` when somebody may not be able to wake us. Who was woken is awake for a while: a port
+    /// may let a few polls pass before it looks (see the pacing of `tap` and `xsk`), and its edge does not come again.
     pub(crate) fn sleep(&mut self, restless: bool) {
         let longest = if restless { SHORTEST } else { LONGEST };
-        if let Err(error) = self.poll.poll(&mut self.events, Some(longest))
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            tracing::error!("a worker cannot wait for its ports: {error}");
-            std::thread::sleep(SHORTEST);
+        match self.poll.poll(&mut self.events, Some(longest)) {
+            Ok(()) if self.events.is_empty() => {}
+            Ok(()) => self.last_work = Ticks::now(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::error!("a worker cannot wait for its ports: {error}");
+                std::thread::sleep(SHORTEST);
+            }
         }
     }
 }

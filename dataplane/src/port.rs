@@ -87,6 +87,10 @@ impl Port for AnyPort {
         each!(self, port => port.with_kernel())
     }
 
+    fn is_restless(&mut self) -> bool {
+        each!(self, port => port.is_restless())
+    }
+
     fn close(self, pool: &mut FramePool) {
         each!(self, port => port.close(pool));
     }

@@ -312,14 +312,24 @@ impl Worker {
         self.pipeline.dismiss_waiting(now);
         if now.since(self.published) > self.publish_every {
             self.published = now;
-            let (mut fill, mut to_send) = (0, 0);
+            self.take_census();
             for slot in self.slots.iter().flatten() {
-                let with_kernel = slot.port.with_kernel();
-                (fill, to_send) = (fill + u64::from(with_kernel.0), to_send + u64::from(with_kernel.1));
                 self.stats.publish_port(slot.id, Some(slot.stats()));
             }
-            (self.pipeline.tally.counts.fill, self.pipeline.tally.counts.to_send) = (fill, to_send);
         }
+    }
+
+    /// Counts our chunks, all at one moment: counted apart they would not add up.
+    fn take_census(&mut self) {
+        let counts = &mut self.pipeline.tally.counts;
+        (counts.fill, counts.to_send) = (0, 0);
+        for slot in self.slots.iter().flatten() {
+            let (fill, to_send) = slot.port.with_kernel();
+            counts.fill += u64::from(fill);
+            counts.to_send += u64::from(to_send);
+        }
+        counts.free = self.pipeline.pool.free_chunks() as u64;
+        counts.held = self.pipeline.waiting.len() as u64;
     }
 
     /// Adds the turn up and shows it to the others.
@@ -344,8 +354,6 @@ impl Worker {
         counts.ticks = now.since(self.started);
         counts.flows4 = self.pipeline.cache4.used() as u64;
         counts.flows6 = self.pipeline.cache6.used() as u64;
-        counts.free = self.pipeline.pool.free_chunks() as u64;
-        counts.held = self.pipeline.waiting.len() as u64;
         self.stats.publish(counts);
         if counts.dropped != self.published_drops {
             self.published_drops = counts.dropped;
@@ -362,8 +370,10 @@ impl Worker {
             || self.reader.refresh_is_due();
         if !called {
             self.pipeline.tally.counts.sleeps += 1;
-            let restless = |slot: &Slot| slot.port.with_kernel().1 > 0 || slot.port.readiness().is_none();
-            self.sleeper.sleep(self.slots.iter().flatten().any(restless));
+            self.take_census();
+            self.stats.publish(&self.pipeline.tally.counts);
+            let restless = |slot: &mut Slot| slot.port.is_restless() || slot.port.readiness().is_none();
+            self.sleeper.sleep(self.slots.iter_mut().flatten().any(restless));
         }
         self.bell.set_asleep(false);
     }
@@ -377,7 +387,10 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Command::SetExit(device, exit) => self.set_exit(device, exit),
-                Command::AddInlet(inlet) => self.inlets.push(inlet),
+                Command::AddInlet(inlet) => {
+                    self.inlets.retain(|old| !old.is_abandoned() || !old.is_empty());
+                    self.inlets.push(inlet);
+                }
                 Command::ListFlows(listing, reply) => {
                     let _ = reply.send(self.list_flows(listing));
                 }

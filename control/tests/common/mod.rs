@@ -156,6 +156,7 @@ impl Dataplane for Pretence {
             rx_packets: 1_000_000 + looks * 1000,
             rx_bytes: 64_000_000 + looks * 64_000,
             underlay_addresses: vec!["192.0.2.1".into()],
+            frames: Some(FrameCensus { free: 14_000, user: 0, fill: 2_048, tx: 336 }),
             warnings: vec!["uplink \"u0\" copies: its driver has no zero-copy".into()],
             ..Default::default()
         }))

@@ -89,6 +89,13 @@ impl FramePool {
         self.push(chunk);
     }
 
+    /// Gives every free chunk back to the region, for a pool that is used now and then.
+    pub fn empty(&mut self) {
+        while !self.free.is_empty() {
+            self.spill();
+        }
+    }
+
     #[inline(always)]
     fn pop(&mut self) -> Option<u32> {
         if self.free.is_empty() {
@@ -128,9 +135,7 @@ impl FramePool {
 
 impl Drop for FramePool {
     fn drop(&mut self) {
-        while !self.free.is_empty() {
-            self.spill();
-        }
+        self.empty();
     }
 }
 
@@ -164,7 +169,9 @@ mod tests {
         let region = pool.region();
         drop(pool);
         assert_eq!(region.census(), Census { free: 1024, ..Census::default() });
+        assert_eq!(region.in_depot(), 1024);
         assert_eq!(std::iter::from_fn(|| region.take()).map(|batch| batch.len).sum::<usize>(), 1024);
+        assert_eq!(region.in_depot(), 0);
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub trait Port {
         (0, 0)
     }
 
+    /// Whether the port wants a [`Port::settle`] soon although nothing may come to wake its worker: frames that the device
+    /// has yet to take, or a lack of chunks to receive into.
+    fn is_restless(&mut self) -> bool {
+        false
+    }
+
     /// Closes the port and takes every chunk back from it.
     fn close(self, pool: &mut FramePool);
 }

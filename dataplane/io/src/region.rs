@@ -6,7 +6,7 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use thiserror::Error;
@@ -94,6 +94,8 @@ pub struct Region {
     pages: PageSize,
     /// Chunks that no pool holds. Workers meet it once per [`BATCH`] frames at most.
     depot: ArrayQueue<Batch>,
+    /// Chunks in the depot's batches.
+    in_depot: AtomicU32,
     /// Frames that were dropped instead of handed on, e.g. by a worker's panic, and came back by themselves.
     strays: AtomicU64,
     #[cfg(debug_assertions)]
@@ -155,6 +157,7 @@ impl Region {
             pages,
             // Twice what full batches need: pools that shut down leave short ones.
             depot: ArrayQueue::new(2 * (chunks as usize).div_ceil(BATCH) + BATCH),
+            in_depot: AtomicU32::new(0),
             strays: AtomicU64::new(0),
             #[cfg(debug_assertions)]
             states: (0..chunks).map(|_| std::sync::atomic::AtomicU8::new(Holder::Free as u8)).collect(),
@@ -195,6 +198,12 @@ impl Region {
     #[must_use]
     pub fn strays(&self) -> u64 {
         self.strays.load(Ordering::Relaxed)
+    }
+
+    /// Free chunks that no pool holds, as of some moment ago.
+    #[must_use]
+    pub fn in_depot(&self) -> u32 {
+        self.in_depot.load(Ordering::Relaxed)
     }
 
     /// Where each chunk is, counted one by one: debug builds only.
@@ -239,13 +248,17 @@ impl Region {
 
     /// Takes a batch of free chunks.
     pub(crate) fn take(&self) -> Option<Batch> {
-        self.depot.pop()
+        let batch = self.depot.pop()?;
+        self.in_depot.fetch_sub(batch.len as u32, Ordering::Relaxed);
+        Some(batch)
     }
 
     /// Gives free chunks back.
     pub(crate) fn give(&self, batch: Batch) {
         // The depot has room for twice the region in full batches and short ones come one per pool's end, so it is never
         // full; if it were, losing chunks quietly would be worse than stopping.
+        // Counted before it can be taken again: the count never falls below what is there.
+        self.in_depot.fetch_add(batch.len as u32, Ordering::Relaxed);
         assert!(self.depot.push(batch).is_ok(), "the depot of free chunks overflowed");
     }
 
@@ -259,7 +272,9 @@ impl Region {
                 let mut batch = Batch { chunks: [0; BATCH], len: 1 };
                 batch.chunks[0] = chunk;
                 // Room for strays is not reserved: a flood of them (a bug in itself) may lose chunks, never crash twice.
-                let _ = region.depot.push(batch);
+                if region.depot.push(batch).is_ok() {
+                    region.in_depot.fetch_add(1, Ordering::Relaxed);
+                }
                 return;
             }
         }

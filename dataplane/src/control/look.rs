@@ -12,7 +12,7 @@ use crate::drop::Reason;
 use crate::flow::{DeviceId, ZoneId};
 use crate::port::PortId;
 use crate::slowpath;
-use crate::stats::PortStats;
+use crate::stats::{Counts, PortStats};
 use crate::supervisor::{Device, Engine, Owner};
 use crate::tables::{self, Snapshot, Zone};
 
@@ -25,7 +25,7 @@ pub(super) fn status(engine: &Engine) -> proto::NodeStatus {
     let snapshot = engine.snapshot();
     let stats = port_stats(engine);
     let sum = |of: fn(&PortStats) -> u64| stats.values().map(of).sum();
-    let counts: Vec<_> = engine.workers().iter().map(|worker| worker.stats.counts()).collect();
+    let counts: Vec<Counts> = engine.workers().iter().map(|worker| worker.stats.counts()).collect();
     let stalled = (0..engine.workers().len()).find(|&index| engine.is_stalled(index));
     proto::NodeStatus {
         name: engine.desired().node.name.to_string(),
@@ -46,7 +46,19 @@ pub(super) fn status(engine: &Engine) -> proto::NodeStatus {
         dropped: counts.iter().map(|counts| counts.dropped).sum(),
         underlay_addresses: snapshot.underlay_addresses.iter().map(IpAddr::to_string).collect(),
         warnings: warnings(engine, &snapshot),
+        frames: Some(census(engine, &counts)),
     }
+}
+
+/// Where the chunks are. Workers count theirs a few times a second, so a chunk on its way between two holders may be seen
+/// with neither or with both for a moment.
+fn census(engine: &Engine, counts: &[Counts]) -> proto::FrameCensus {
+    let sum = |of: fn(&Counts) -> u64| counts.iter().map(of).sum::<u64>();
+    let region = engine.region();
+    let (free, fill, tx) =
+        (u64::from(region.in_depot()) + sum(|it| it.free), sum(|it| it.fill), sum(|it| it.to_send));
+    let user = u64::from(region.chunks()).saturating_sub(free + fill + tx);
+    proto::FrameCensus { free, user, fill, tx }
 }
 
 /// What memory the packets lie in, as one sentence.

@@ -26,7 +26,10 @@ impl Engine {
         {
             return self.wait_for(owner, error.to_string());
         }
-        let opened = match device::open(spec, around, &mut self.pool) {
+        let opened = device::open(spec, around, &mut self.pool);
+        // What is left over is the workers'.
+        self.pool.empty();
+        let opened = match opened {
             Ok(opened) => opened,
             Err(error) => return self.wait_for(owner, error.to_string()),
         };
@@ -51,6 +54,7 @@ impl Engine {
     fn hand_out(&mut self, owner: &Owner, spec: &Spec, opened: Opened) {
         let Some(id) = self.new_device() else {
             opened.ports.into_iter().for_each(|port| port.close(&mut self.pool));
+            self.pool.empty();
             // A pod's interface stays closed, as while it waits for any other reason after it was open.
             drop(opened.steer);
             return self.wait_for(owner, "there are 65536 devices already".to_owned());

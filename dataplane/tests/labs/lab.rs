@@ -123,14 +123,13 @@ impl Lab {
         rows.iter().filter(|row| row["name"] == name).cloned().collect()
     }
 
-    /// Frames of every worker of node `i`: in all, and those that are in the hands of the pipeline.
-    pub fn frames(&self, i: u8) -> (u64, u64) {
-        let workers = self.ask(i, "workers");
-        let frames = workers.as_array().expect("a list of workers").iter().map(|w| &w["frames"]);
-        frames.fold((0, 0), |(all, user), f| {
-            let held = number(&f["user"]);
-            (all + number(&f["free"]) + held + number(&f["fill"]) + number(&f["tx"]), user + held)
-        })
+    /// Waits until no frame of node `i` is in the program's hands: all are free or with the kernel, none leaked.
+    pub fn await_all_frames(&self, i: u8) {
+        wait_until("every frame is free or with the kernel", || {
+            let frames = &self.ask(i, "status")["frames"];
+            assert!(number(&frames["fill"]) > 0, "a node receives: {frames}");
+            number(&frames["user"]) == 0
+        });
     }
 }
 

@@ -367,6 +367,11 @@ impl Port for XskPort {
         (self.fill.count(), self.tx.count())
     }
 
+    /// Packets that were sent and not yet taken back are no reason: they come back with the next ones.
+    fn is_restless(&mut self) -> bool {
+        self.rings.tx.unconsumed() > 0 || self.fill.count() + BATCH <= self.fill_level
+    }
+
     fn close(mut self, pool: &mut FramePool) {
         self.surrender(|chunk, from| pool.take_back(chunk, from));
     }
