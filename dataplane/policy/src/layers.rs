@@ -1,0 +1,88 @@
+//! How many tables an endpoint's rules need: one, unless wide blocks with many ports cross many narrow ones.
+//!
+//! A table holds, for each peer, the pieces of all lines that the peer's rules are cut into. If a block of half the
+//! network has a thousand port ranges and the other half of the rules are ten thousand single addresses, one table would
+//! hold ten million pieces. Put apart by breadth, the wide rules make a table of a thousand pieces, the narrow ones one
+//! of ten thousand, and a look-up asks both and merges the outcomes.
+
+use crate::matchers::{Chosen, Delta, Matchers};
+
+/// Tables that a look-up may ask.
+pub(crate) const MOST_LAYERS: usize = 4;
+
+/// How large the tables of an endpoint and direction may become, in pieces, counted as if no rule ever hid another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// Up to here one table is best.
+    pub(crate) comfortable: u64,
+    /// Above, nothing is compiled.
+    pub(crate) most: u64,
+}
+
+impl Default for Budget {
+    /// Tables of 100 MB and of 400 MB at the worst; mostly far less, since equal lines are stored once.
+    fn default() -> Budget {
+        Budget { comfortable: 6_000_000, most: 24_000_000 }
+    }
+}
+
+/// The matchers of each table, or how many pieces there would be if that is too many.
+///
+/// `weights` are the pieces that each matcher cuts a row into, `columns` those of a row that nothing cuts.
+pub(crate) fn plan(
+    matchers: &Matchers<'_>,
+    weights: &[u64],
+    columns: u64,
+    budget: Budget,
+) -> Result<Vec<Chosen>, u64> {
+    let cost = |chosen: &Chosen| cost(matchers, chosen, weights, columns);
+    let everything = matchers.all();
+    let whole = cost(&everything);
+    if whole <= budget.comfortable {
+        return Ok(vec![everything]);
+    }
+    let breadths = matchers.breadths();
+    let mut layers = vec![(whole, everything)];
+    while layers.len() < MOST_LAYERS && layers.iter().map(|layer| layer.0).sum::<u64>() > budget.comfortable {
+        layers.sort_by_key(|layer| layer.0);
+        let Some((price, dearest)) = layers.pop() else { break };
+        let split = (0..u64::BITS)
+            .map(|power| parted(&dearest, &breadths, 1 << power))
+            .filter(|(wide, narrow)| wide.contains(&true) && narrow.contains(&true))
+            .map(|(wide, narrow)| ((cost(&wide), wide), (cost(&narrow), narrow)))
+            .min_by_key(|(wide, narrow)| wide.0 + narrow.0)
+            .filter(|(wide, narrow)| wide.0 + narrow.0 < price);
+        match split {
+            Some((wide, narrow)) => layers.extend([wide, narrow]),
+            None => {
+                layers.push((price, dearest));
+                break;
+            }
+        }
+    }
+    let total = layers.iter().map(|layer| layer.0).sum();
+    if total > budget.most { Err(total) } else { Ok(layers.into_iter().map(|layer| layer.1).collect()) }
+}
+
+fn parted(chosen: &Chosen, breadths: &[u64], least: u64) -> (Chosen, Chosen) {
+    let wide = chosen.iter().zip(breadths).map(|(chosen, breadth)| *chosen && *breadth >= least).collect();
+    let narrow = chosen.iter().zip(breadths).map(|(chosen, breadth)| *chosen && *breadth < least).collect();
+    (wide, narrow)
+}
+
+/// Pieces of a table, about: as if no rule ever hid another.
+fn cost(matchers: &Matchers<'_>, chosen: &Chosen, weights: &[u64], columns: u64) -> u64 {
+    let sum = |of: &[usize]| of.iter().map(|matcher| weights[*matcher]).sum::<u64>();
+    let root = columns + sum(&matchers.outside(chosen));
+    let mut total = root;
+    let step = |parent: &u64, delta: Delta| {
+        let pieces = match delta {
+            Delta::More(more) => parent + sum(&more),
+            Delta::Other(all) => columns + sum(&all),
+        };
+        total = total.saturating_add(pieces);
+        pieces
+    };
+    matchers.walk(chosen, root, step, |_, _| {});
+    total
+}
