@@ -175,13 +175,18 @@ mod tests {
         Client { address: std::net::Ipv4Addr::from_bits(number).into(), service_port: 7 }
     }
 
+    /// A table whose places and tags are the same in every run.
+    fn table(clients: usize) -> Affinity {
+        Affinity { seed: 1, ..Affinity::with_capacity(clients) }
+    }
+
     fn timeout(seconds: u64) -> Timeout {
         Timeout::new(Duration::from_secs(seconds), RATE)
     }
 
     #[test]
     fn a_client_meets_its_backend_again_until_it_has_been_away_for_the_timeout() {
-        let table = Affinity::with_capacity(1000);
+        let table = table(1000);
         let meets = |at, fresh| table.choose(client(1), timeout(60), at, |_| true, || id(fresh));
         assert_eq!(meets(at(0), 5), id(5));
         assert_eq!(meets(at(50), 6), id(5));
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_no_longer_serves_is_chosen_anew_and_the_new_one_holds() {
-        let table = Affinity::with_capacity(1000);
+        let table = table(1000);
         let asked = Cell::new(0);
         let meets = |gone, fresh| {
             table.choose(
@@ -211,7 +216,7 @@ mod tests {
 
     #[test]
     fn service_ports_are_apart() {
-        let table = Affinity::with_capacity(1000);
+        let table = table(1000);
         let meets = |service_port, fresh| {
             let client = Client { service_port, ..client(1) };
             table.choose(client, timeout(60), at(1), |_| true, || id(fresh))
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_full_bucket_forgets_whom_it_saw_longest_ago() {
-        let table = Affinity::with_capacity(1);
+        let table = table(1);
         let meets = |number: u32, seconds, fresh| {
             table.choose(client(number), timeout(10_000), at(seconds), |_| true, || id(fresh))
         };
@@ -234,7 +239,7 @@ mod tests {
 
     #[test]
     fn marks_name_every_backend_in_the_table() {
-        let table = Affinity::with_capacity(1000);
+        let table = table(1000);
         for number in 0..100 {
             table.choose(client(number), timeout(60), at(1), |_| true, || id(number * 3));
         }
