@@ -19,6 +19,7 @@ pub mod kernel;
 mod limiter;
 mod local;
 pub mod mailbox;
+pub mod meter;
 pub mod offload;
 mod outputs;
 mod pipeline;

@@ -6,6 +6,7 @@
 pub mod compile;
 pub mod desired;
 pub mod lpm;
+pub mod service;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

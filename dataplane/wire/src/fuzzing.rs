@@ -4,8 +4,10 @@
 //! once-crashing inputs, so an ordinary test run exercises each.
 
 use crate::decap::{TunnelKind, tunnel};
+use crate::dsr::ServedAs;
 use crate::parse::{Net, Parsed, parse as parse_frame, parse_l3, parse_quoted as parse_quotation};
 use crate::reply::{self, Problem, Unreachable};
+use crate::rewrite::{self, Change};
 use crate::{MacAddr, checksum, ethernet as eth, fragment as frag, ipv4 as ip4, ipv6 as ip6};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,6 +19,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("arp", arp),
     ("decap", decap),
+    ("dsr", dsr),
     ("ethernet", ethernet),
     ("fragment", fragment),
     ("geneve", geneve),
@@ -28,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("parse", parse),
     ("quoted", quoted),
     ("replies", replies),
+    ("rewrite", rewrite),
     ("sctp", sctp),
     ("tcp", tcp),
     ("udp", udp),
@@ -188,6 +192,17 @@ pub fn geneve(bytes: &[u8]) {
     black_box((view.is_control(), view.has_critical(), view.protocol(), view.vni()));
 }
 
+/// Finds the option of direct server return among Geneve options; the bytes begin with the Geneve header.
+pub fn dsr(bytes: &[u8]) {
+    let Ok(view) = crate::geneve::Geneve::new_checked(bytes) else { return };
+    if let Ok(Some(served_as)) = ServedAs::find(view.options()) {
+        let data = served_as.to_option().data;
+        let ours = view.options().flatten().find(|option| ServedAs::is(option.class, option.kind));
+        let same = |received: &[u8]| received[..2] == data[..2] && received[4..] == data[4..];
+        assert!(ours.is_some_and(|ours| ours.data.len() == data.len() && same(ours.data)));
+    }
+}
+
 /// Finds what is behind a tunnel header; the bytes begin with the outer UDP header.
 pub fn decap(bytes: &[u8]) {
     for kind in [TunnelKind::Vxlan, TunnelKind::Geneve] {
@@ -283,3 +298,40 @@ fn cut(packet: &[u8], mtu: u16) {
     let total_len = ip4::Ipv4::new_checked(packet).map(|view| usize::from(view.total_len()));
     assert_eq!(next, total_len.ok());
 }
+
+/// Rewrites a frame there and back, and an ICMP error with what it quotes; the outcome must be as sound as the frame.
+pub fn rewrite(bytes: &[u8]) {
+    readdress(bytes);
+    readdress(&mended(bytes, eth::HEADER_LEN));
+}
+
+fn readdress(bytes: &[u8]) {
+    let Ok(parsed) = parse_frame(bytes) else { return };
+    let there = match parsed.net {
+        Net::V4(_) => Change { src: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))), ..PORTS },
+        _ => Change { src: Some(IpAddr::V6(Ipv6Addr::LOCALHOST)), ..PORTS },
+    };
+    let mut frame = bytes.to_vec();
+    if rewrite::rewrite(&mut frame, &parsed, &there).is_ok() {
+        let Ok(changed) = parse_frame(&frame) else { panic!("a rewrite made {parsed:?} unsound") };
+        assert_eq!((changed.l4, changed.end), (parsed.l4, parsed.end));
+        let (src, sport) = match parsed.net {
+            Net::V4(flow) => (flow.src.into(), flow.sport),
+            Net::V6(flow) => (flow.src.into(), flow.sport),
+            Net::Arp | Net::Other(_) => panic!("only IP packets are rewritten"),
+        };
+        let back = Change { src: Some(src), sport: Some(sport), ..Change::default() };
+        assert_eq!(rewrite::rewrite(&mut frame, &changed, &back), Ok(()));
+        assert_eq!(parse_frame(&frame), Ok(parsed));
+    } else {
+        assert_eq!(frame, bytes);
+    }
+    let mut frame = bytes.to_vec();
+    match rewrite::rewrite_error(&mut frame, &parsed, &there, &there) {
+        Ok(()) => assert!(parse_frame(&frame).is_ok_and(|again| again.end == parsed.end)),
+        Err(_) => assert_eq!(frame, bytes),
+    }
+}
+
+/// A change of ports, whatever they were.
+const PORTS: Change = Change { src: None, dst: None, sport: Some(40_000), dport: None };

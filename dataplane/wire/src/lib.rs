@@ -5,6 +5,7 @@
 //! * [`parse::parse`] goes from Ethernet to ports in one pass and is what a worker calls for every packet.
 //! * [`encap::EncapTemplate`] puts a whole tunnel header in front of a packet with one copy and a few patches;
 //!   [`decap::tunnel`] finds what is behind such a header.
+//! * [`rewrite`] gives packets other addresses and ports, [`dsr`] tells a backend's node who is to answer.
 //! * [`reply`] writes what a gateway answers, [`fragment`] cuts IPv4 packets.
 //!
 //! Offsets and lengths are bytes; integers are in host order once they have left the wire.
@@ -18,7 +19,9 @@ mod vni;
 
 pub mod arp;
 pub mod checksum;
+pub mod crc32c;
 pub mod decap;
+pub mod dsr;
 pub mod ecn;
 pub mod encap;
 pub mod ethernet;
@@ -34,6 +37,7 @@ pub mod ndp;
 pub mod parse;
 pub mod proto;
 pub mod reply;
+pub mod rewrite;
 pub mod sctp;
 pub mod tcp;
 pub mod udp;

@@ -2,6 +2,7 @@
 
 use crate::Malformed;
 use crate::bytes::{be16, be32};
+use crate::crc32c::Crc32c;
 
 /// Bytes of the common header.
 pub const HEADER_LEN: usize = 12;
@@ -60,9 +61,37 @@ impl<'a> Sctp<'a> {
     }
 }
 
+/// The CRC32c that a packet should carry: of all its bytes, those of the CRC taken as zero (RFC 9260 section 6.8).
+#[must_use]
+pub fn checksum(header: &[u8; HEADER_LEN], chunks: &[u8]) -> u32 {
+    Crc32c::START.add(&header[..CHECKSUM_AT]).add(&[0; 4]).add(chunks).finish()
+}
+
+/// Writes the CRC32c of a packet into it: for one whose sender left it to a network card.
+///
+/// # Errors
+/// [`Malformed::Truncated`] if there is no whole common header; nothing is written then.
+pub fn finish_checksum(packet: &mut [u8]) -> Result<(), Malformed> {
+    let (header, chunks) = packet.split_first_chunk_mut::<HEADER_LEN>().ok_or(Malformed::Truncated)?;
+    let crc = checksum(header, chunks);
+    header[CHECKSUM_AT..].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_finished_checksum_is_read_back_and_covers_every_other_byte() {
+        let mut packet = [0x0b, 0x59, 0x0b, 0x5a, 1, 2, 3, 4, 9, 9, 9, 9, 1, 0, 0, 4];
+        finish_checksum(&mut packet).unwrap();
+        let crc = Sctp::new_checked(&packet).unwrap().crc32c();
+        let mut zeroed = packet;
+        zeroed[CHECKSUM_AT..HEADER_LEN].fill(0);
+        assert_eq!(crc, crate::crc32c::crc32c(&zeroed));
+        assert_eq!(finish_checksum(&mut [0; 11]), Err(Malformed::Truncated));
+    }
 
     #[test]
     fn fields_are_read() {
