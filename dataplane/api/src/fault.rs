@@ -52,7 +52,7 @@ pub(crate) fn mend(key: &str) -> &'static str {
     let leaf = key.rsplit('.').next().unwrap_or(key);
     let leaf = leaf.split('[').next().unwrap_or(leaf);
     match leaf {
-        _ if key.contains("ports[") => mend_port(leaf),
+        _ if key.contains("ports[") && leaf != "ports" => mend_port(leaf),
         "name" | "network" | "uplink" | "peer" | "identity" | "tier" | "service" | "slice" | "identities"
         | "endpoint" | "endpoints" | "node" | "zone" | "for-zones" => {
             "use 1 to 333 of the characters A-Z a-z 0-9 . _ / -"

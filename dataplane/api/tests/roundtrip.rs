@@ -166,6 +166,27 @@ fn objects() -> impl Strategy<Value = Object> {
     ]
 }
 
+/// Puts a value of a wrong type in the place of the `n`th value below `value`, if there is one.
+fn spoil(value: &mut toml::Value, n: &mut usize) -> bool {
+    let below: Vec<&mut toml::Value> = match value {
+        toml::Value::Table(table) => table.iter_mut().map(|(_, value)| value).collect(),
+        toml::Value::Array(values) => values.iter_mut().collect(),
+        _ => Vec::new(),
+    };
+    for value in below {
+        if *n == 0 {
+            let wrong = if value.is_bool() { toml::Value::Integer(-1) } else { toml::Value::Boolean(true) };
+            *value = wrong;
+            return true;
+        }
+        *n -= 1;
+        if spoil(value, n) {
+            return true;
+        }
+    }
+    false
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -188,6 +209,20 @@ proptest! {
         let tables: Tables = [object.clone()].into_iter().collect();
         let text = toml::to_string(&tables).unwrap();
         prop_assert_eq!(parse_objects(&text, "t.toml"), Ok(vec![object]), "{}", text);
+    }
+
+    #[test]
+    fn a_value_of_a_wrong_type_is_refused_with_a_mend(object in objects(), which in 0_usize..60) {
+        let tables: Tables = [object].into_iter().collect();
+        let mut file = toml::Value::try_from(&tables).unwrap();
+        let mut n = which + 2;
+        // The first two are the list of tables and its one row.
+        if spoil(&mut file, &mut n) {
+            let text = toml::to_string(&file).unwrap();
+            let faults = parse_objects(&text, "t.toml").unwrap_err();
+            let said = |text: &str| !text.is_empty() && !text.starts_with("see the example");
+            prop_assert!(faults.iter().all(|f| said(&f.object) && said(&f.problem) && said(&f.mend)), "{:?}\n{}", faults, text);
+        }
     }
 
     #[test]
