@@ -1,5 +1,7 @@
 //! The flags of every command.
 
+mod state;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +74,26 @@ pub(crate) enum Command {
         after_help = "Examples:\n  penstock peers\n  penstock peers --json | jq '.[] | select(.reachable | not)'"
     )]
     Peers,
+    /// The connections that are tracked; JSON comes one connection a line
+    #[command(
+        after_help = "ANSWERED BY and SEEN AS are empty where nothing is translated.\n\nExamples:\n  penstock connections\n  penstock connections --endpoint shop/web-0 --protocol tcp\n  penstock connections --address 10.96.0.0/16 --port 443 --limit 20\n  penstock connections --service shop/web --json | jq .reply.source"
+    )]
+    Connections(state::Connections),
+    /// The policies in the order in which they are asked, with how often each rule decided
+    #[command(
+        after_help = "Examples:\n  penstock policy\n  penstock policy shop/database\n  penstock policy --tier admin --network blue\n  penstock policy --staged\n  penstock policy --json | jq '.[].policies[].rules[] | select(.hits == 0) | .name'"
+    )]
+    Policy(state::Policies),
+    /// The services with their backends, and what goes through them
+    #[command(
+        after_help = "Examples:\n  penstock services\n  penstock services shop/web --backends\n  penstock services --json | jq '.[] | select(any(.ports[]; .backends == [])) | .name'"
+    )]
+    Services(state::Services),
+    /// What rules log and what runs out, as it happens; JSON comes one event a line
+    #[command(
+        after_help = "Examples:\n  penstock events\n  penstock events --kind rule --endpoint shop/database-0\n  penstock events --duration 60 --json | jq -r .sentence"
+    )]
+    Events(state::Events),
     /// The objects as they are configured, in the form that `apply` takes
     #[command(
         after_help = "Examples:\n  penstock objects > saved.toml\n  penstock objects --json | jq '.endpoint[].name'"
@@ -80,18 +102,18 @@ pub(crate) enum Command {
     /// Add the objects of a file, or replace those with the same keys; all of them or none
     #[command(after_help = "Examples:\n  penstock apply -f pods.toml\n  generate-pods | penstock apply -f -")]
     Apply {
-        /// A TOML file of network, endpoint, peer, route and uplink tables; - is standard input
+        /// A TOML file of tables of objects, as the example configurations have them; - is standard input
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
     /// Remove objects by their names; all of them or none
     #[command(
-        after_help = "Examples:\n  penstock delete endpoint web-0 web-1\n  penstock delete route blue:10.1.2.0/24 blue:fd00:1::/64"
+        after_help = "Examples:\n  penstock delete endpoint web-0 web-1\n  penstock delete route blue:10.1.2.0/24 blue:fd00:1::/64\n  penstock delete backends shop/web:main"
     )]
     Delete {
         /// What kind of objects
         kind: Kind,
-        /// Their names; a route's is NETWORK:PREFIX
+        /// Their names; a route's is NETWORK:PREFIX, that of backends SERVICE:SLICE
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
@@ -159,6 +181,13 @@ pub(crate) enum Kind {
     Endpoint,
     Peer,
     Route,
+    Identity,
+    Tier,
+    Policy,
+    Service,
+    Backends,
+    NatPool,
+    EgressIp,
 }
 
 #[derive(Debug, Args)]

@@ -4,19 +4,18 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use penstock_api::client::{Client, Stream};
+use penstock_api::client::Client;
 use penstock_api::describe::Description;
 use penstock_api::proto::{CapturedFrame, Direction};
 use penstock_api::query::CaptureOrder;
 use serde_json::{Value, json};
-use tokio::io::Interest;
-use tokio::net::unix::pipe;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
+use crate::follow::follow;
 use crate::output::Output;
 use crate::pcap::PcapWriter;
 use crate::table::printable;
+use crate::units;
 
 /// Where frames go.
 enum Sink<'a> {
@@ -52,7 +51,14 @@ pub(crate) async fn capture(
         }
     };
     let is_file = file.is_some_and(|path| path != Path::new("-"));
-    let (frames, lost) = until_done(&mut stream, &mut sink, !is_file).await?;
+    let (mut frames, mut lost) = (0_u64, 0_u64);
+    let followed = follow(&mut stream, !is_file, |frame| {
+        lost += frame.lost;
+        sink.take(&frame)?;
+        frames += 1;
+        Ok(())
+    });
+    followed.await?;
     if file.is_some() || lost > 0 {
         eprintln!("penstock: {frames} frames captured, {lost} lost");
     }
@@ -68,45 +74,6 @@ fn open(path: &Path) -> (String, io::Result<Box<dyn Write>>) {
     }
 }
 
-/// Passes frames on and answers how many there were, and how many were lost.
-async fn until_done(
-    stream: &mut Stream<CapturedFrame>,
-    sink: &mut Sink<'_>,
-    to_stdout: bool,
-) -> Result<(u64, u64), Failure> {
-    let on =
-        |kind| signal(kind).map_err(|source| Failure::Io { what: "watching for signals".to_owned(), source });
-    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
-    let mut gone = std::pin::pin!(reader_gone(to_stdout));
-    let (mut frames, mut lost) = (0, 0);
-    loop {
-        let frame = tokio::select! {
-            frame = stream.next() => frame?,
-            _ = interrupt.recv() => None,
-            _ = terminate.recv() => None,
-            () = &mut gone => None,
-        };
-        let Some(frame) = frame else { return Ok((frames, lost)) };
-        lost += frame.lost;
-        match sink.take(&frame) {
-            Ok(()) => frames += 1,
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok((frames, lost)),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Returns when standard output is a pipe that nobody reads any more, even if no frame comes that would show it.
-async fn reader_gone(to_stdout: bool) {
-    // Opened anew through /proc, since watching makes a descriptor non-blocking and our writes must block.
-    // What is no pipe cannot be opened like this and need not be watched.
-    let pipe = pipe::OpenOptions::new().open_sender("/proc/self/fd/1");
-    match pipe {
-        Ok(pipe) if to_stdout && pipe.ready(Interest::ERROR).await.is_ok() => {}
-        _ => std::future::pending().await,
-    }
-}
-
 fn way(frame: &CapturedFrame) -> &'static str {
     match frame.direction() {
         Direction::Rx => "rx",
@@ -116,12 +83,11 @@ fn way(frame: &CapturedFrame) -> &'static str {
 
 /// `09:15:00.123456789 web rx 10.1.0.7:5353 > 10.2.0.9:53 udp, 120 bytes`, in UTC.
 fn line(frame: &CapturedFrame) -> String {
-    let (seconds, nanoseconds) = (frame.timestamp_ns / 1_000_000_000, frame.timestamp_ns % 1_000_000_000);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let time = units::time_of_day(frame.timestamp_ns);
     let lost = if frame.lost > 0 { format!(" ({} lost before)", frame.lost) } else { String::new() };
     let port = printable(&frame.port);
     let description = Description::of(&frame.data, frame.length as usize);
-    format!("{hour:02}:{minute:02}:{second:02}.{nanoseconds:09} {port} {} {description}{lost}", way(frame))
+    format!("{time} {port} {} {description}{lost}", way(frame))
 }
 
 fn as_json(frame: &CapturedFrame) -> Value {

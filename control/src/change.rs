@@ -38,6 +38,21 @@ fn key(kind: Kind, name: &str) -> Result<Key, Failure> {
         Kind::Network => Key::Network(name.parse().map_err(wrong)?),
         Kind::Endpoint => Key::Endpoint(name.parse().map_err(wrong)?),
         Kind::Peer => Key::Peer(name.parse().map_err(wrong)?),
+        Kind::Identity => Key::Identity(name.parse().map_err(wrong)?),
+        Kind::Tier => Key::Tier(name.parse().map_err(wrong)?),
+        Kind::Policy => Key::Policy(name.parse().map_err(wrong)?),
+        Kind::Service => Key::Service(name.parse().map_err(wrong)?),
+        Kind::NatPool => Key::NatPool(name.parse().map_err(wrong)?),
+        Kind::EgressIp => Key::EgressIp(name.parse().map_err(wrong)?),
+        Kind::Backends => {
+            // No name has a colon.
+            let (service, slice) = name.split_once(':').ok_or_else(|| {
+                Failure::Usage(format!(
+                    "{name:?} names no backends: write SERVICE:SLICE, as in shop/web:main"
+                ))
+            })?;
+            Key::Backends { service: service.parse().map_err(wrong)?, slice: slice.parse().map_err(wrong)? }
+        }
         Kind::Route => {
             // A network's name has no colon, an IPv6 prefix has several.
             let (network, prefix) = name.split_once(':').ok_or_else(|| {
@@ -89,10 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_route_is_named_by_network_and_prefix() {
+    fn routes_and_backends_are_named_by_two_parts() {
         let key = |name| key(Kind::Route, name).map(|key| key.to_string());
         assert_eq!(key("blue:10.1.2.0/24").unwrap(), "route 10.1.2.0/24 in network \"blue\"");
         assert_eq!(key("a/b:fd00:1::/64").unwrap(), "route fd00:1::/64 in network \"a/b\"");
+        let backends = super::key(Kind::Backends, "shop/web:main").map(|key| key.to_string());
+        assert_eq!(backends.unwrap(), "backends \"main\" of service \"shop/web\"");
+        assert!(matches!(super::key(Kind::Backends, "shop/web"), Err(Failure::Usage(_))));
         for bad in ["10.1.2.0/24", "blue:10.1.2.3/24", ":10.0.0.0/8", "blue:"] {
             assert!(matches!(key(bad), Err(Failure::Usage(_))), "{bad}");
         }

@@ -6,11 +6,13 @@ mod args;
 mod capture;
 mod change;
 mod failure;
+mod follow;
 mod output;
 mod pcap;
 mod rates;
 mod rows;
 mod show;
+mod state;
 mod table;
 mod units;
 
@@ -59,6 +61,15 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Routes { network } => show::routes(&mut connect().await?, network.as_ref(), &mut out).await,
         Command::Peers => show::peers(&mut connect().await?, &mut out).await,
         Command::Objects => show::objects(&mut connect().await?, &mut out).await,
+        Command::Connections(wanted) => {
+            state::connections(&mut connect().await?, &wanted.query(), &mut out).await
+        }
+        Command::Policy(wanted) => state::policies(&mut connect().await?, &wanted.query(), &mut out).await,
+        Command::Services(wanted) => {
+            let with_backends = wanted.backends;
+            state::services(&mut connect().await?, &wanted.query(), with_backends, &mut out).await
+        }
+        Command::Events(wanted) => state::events(&mut connect().await?, &wanted.order(), &mut out).await,
         Command::Apply { file } => {
             let objects = change::read(&file)?;
             change::apply(&mut connect().await?, &objects, &mut out).await

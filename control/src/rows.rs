@@ -198,7 +198,7 @@ pub(crate) fn flows(flows: &[proto::Flow]) -> String {
 }
 
 /// An address with its port, if the protocol has ports: `10.1.0.7:53`, `[fd00::7]:53`.
-fn end(address: &str, protocol: u32, port: u32) -> String {
+pub(crate) fn end(address: &str, protocol: u32, port: u32) -> String {
     match protocol {
         6 | 17 | 132 if address.contains(':') => format!("[{address}]:{port}"),
         6 | 17 | 132 => format!("{address}:{port}"),

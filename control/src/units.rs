@@ -35,6 +35,13 @@ pub(crate) fn span(ms: u64) -> String {
     }
 }
 
+/// The time of day in UTC of a moment in nanoseconds since 1970: `09:15:00.123456789`.
+pub(crate) fn time_of_day(timestamp_ns: u64) -> String {
+    let (seconds, nanoseconds) = (timestamp_ns / 1_000_000_000, timestamp_ns % 1_000_000_000);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{hour:02}:{minute:02}:{second:02}.{nanoseconds:09}")
+}
+
 /// The number of an IP protocol by its name where one is usual.
 pub(crate) fn protocol(number: u32) -> String {
     match number {

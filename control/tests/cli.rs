@@ -89,6 +89,39 @@ fn every_reading_command_prints_a_table() {
             vec!["peers"],
             vec!["node-b  192.0.2.2  yes        -         02:00:00:00:00:02  eth0       1500        1400"],
         ),
+        (
+            vec!["connections"],
+            vec![
+                "10.1.0.7:40000  10.96.0.80:80    10.1.2.9:8080  -                shop/web  -",
+                "10.1.0.7:5353   198.51.100.1:53  -              192.0.2.1:50000  -         outside",
+            ],
+        ),
+        (
+            vec!["policy"],
+            vec![
+                "application  shop/database      shop/database  from-web  ingress    allow   shop/web  tcp 5432, udp  12.3 k",
+                "application  trial (staged)     shop/database  none      ingress    deny    shop/web  tcp 5432, udp       7",
+                "application  (end of the tier)  -              -         -          deny    -         -                   3",
+            ],
+        ),
+        (
+            vec!["services"],
+            vec![
+                "shop/web  blue     http tcp 80  10.96.0.80, 203.0.113.80      30080         2      1            7        4",
+                "affinity 3 h 0 min, external local, prefers its zone",
+            ],
+        ),
+        (
+            vec!["services", "--backends"],
+            vec!["shop/web  http  10.1.2.9:8080   ready        node-b  -", "[fd00::9]:8080  terminating"],
+        ),
+        (
+            vec!["events"],
+            vec![
+                "22:13:20.000000000 blue shop/database-0: rule \"others\" of policy \"shop/database\" matched\n",
+                "22:13:21.000000000 nat-pool \"outside\" has no port left (2 lost before)\n",
+            ],
+        ),
     ] {
         // A daemon each, since its counters grow with every look.
         let text = Daemon::start().text(&words);
@@ -115,6 +148,17 @@ fn every_reading_command_prints_json() {
     assert_eq!(json(&["objects"]), serde_json::json!({}));
     let explained = json(&["explain", "--from", "web", "--to", "10.1.0.1", "--protocol", "icmp"]);
     assert_eq!(explained["steps"][1]["stage"], "route");
+    assert_eq!(explained["steps"][1]["fact"]["Route"]["prefix"], "10.1.2.0/24");
+    assert_eq!(json(&["policy"])[0]["policies"][0]["rules"][0]["hits"], 12_345);
+    assert_eq!(json(&["policy", "--staged"])[0]["policies"][0]["name"], "trial");
+    assert_eq!(json(&["services"])[0]["ports"][0]["backends"][1]["state"], "terminating");
+    let lines = |words: &[&str]| -> Vec<Value> {
+        daemon.text(words).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    assert_eq!(lines(&["connections", "--json"])[1]["reply"]["destination"], "192.0.2.1");
+    let events = lines(&["events", "--json"]);
+    assert_eq!(events[0]["detail"]["Rule"]["rule"]["policy"], "shop/database");
+    assert_eq!(events[1]["detail"]["Exhaustion"]["refused"], 9);
     let flows = daemon.text(&["flows", "--json"]);
     let workers: Vec<Value> =
         flows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["worker"].clone()).collect();
@@ -133,6 +177,54 @@ fn flows_are_asked_for_as_the_flags_say() {
     assert_eq!(queries[0].address, "10.1.0.7/32".parse().ok());
     assert_eq!((queries[0].port, queries[0].limit), (Some(53), Some(2)));
     assert_eq!(queries[1].limit, None);
+}
+
+#[test]
+fn the_stateful_tier_is_asked_as_the_flags_say() {
+    let daemon = Daemon::start();
+    let words =
+        ["connections", "--network", "blue", "--address", "10.1.0.0/16", "--port", "80", "--protocol"];
+    let more = ["tcp", "--endpoint", "web", "--service", "shop/web", "--limit", "1"];
+    let output = daemon.run(&words.iter().chain(&more).copied().collect::<Vec<_>>());
+    assert_eq!(code(&output), 0);
+    assert!(stderr(&output).contains("these are the first 1 connections"));
+    {
+        let queries = daemon.told.connection_queries.lock().unwrap();
+        assert_eq!(queries[0].address, "10.1.0.0/16".parse().ok());
+        assert_eq!(queries[0].protocol.map(|protocol| protocol.number()), Some(6));
+        assert_eq!((queries[0].port, queries[0].limit), (Some(80), Some(1)));
+    }
+    daemon.text(&["policy", "shop/database", "--network", "blue", "--tier", "admin", "--staged"]);
+    {
+        let queries = daemon.told.policy_queries.lock().unwrap();
+        assert_eq!(queries[0].policy.as_ref().map(|name| name.as_str()), Some("shop/database"));
+        assert_eq!((queries[0].tier.is_some(), queries[0].staged), (true, true));
+    }
+    daemon.text(&["services", "shop/web", "--network", "blue"]);
+    assert!(daemon.told.service_queries.lock().unwrap()[0].service.is_some());
+    let told =
+        daemon.text(&["events", "--kind", "rule", "--count", "5", "--duration", "9", "--network", "blue"]);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let orders = daemon.told.event_orders.lock().unwrap();
+    assert_eq!((orders[0].count, orders[0].duration), (Some(5), Some(Duration::from_secs(9))));
+}
+
+#[test]
+fn what_the_daemon_cannot_serve_yet_is_said_in_its_words() {
+    let output = Daemon::start().run(&["policy", "--tier", "unserved"]);
+    assert_eq!(
+        (code(&output), stderr(&output).as_str()),
+        (1, "penstock: this daemon does not count what policies decide yet\n")
+    );
+}
+
+#[test]
+fn watching_events_ends_when_its_reader_goes_even_without_one() {
+    let daemon = Daemon::start();
+    let mut child =
+        daemon.command(&["events", "--endpoint", "silent"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take().unwrap());
+    assert!(wait(&mut child).success());
 }
 
 #[test]
@@ -157,6 +249,21 @@ fn what_is_applied_is_shown_and_can_be_applied_again() {
 }
 
 #[test]
+fn the_example_of_the_stateful_tier_can_be_applied_but_for_its_settings() {
+    let daemon = Daemon::start();
+    let example =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/node-stateful.toml"))
+            .unwrap();
+    let objects = Scratch::new("stateful.toml", &example[example.find("[[uplink]]").unwrap()..]);
+    let said = daemon.text(&["apply", "-f", objects.path()]);
+    assert!(said.contains("objects applied"), "{said}");
+    let shown = daemon.text(&["objects"]);
+    let again = Scratch::new("stateful-again.toml", &shown);
+    daemon.text(&["resync", "-f", again.path()]);
+    assert_eq!(daemon.text(&["objects"]), shown);
+}
+
+#[test]
 fn objects_are_deleted_by_kind_and_name() {
     let daemon = Daemon::start();
     let said = daemon.text(&["delete", "route", "blue:10.1.2.0/24", "blue:fd00:1::/64"]);
@@ -165,6 +272,18 @@ fn objects_are_deleted_by_kind_and_name() {
     assert_eq!(keys, ["route 10.1.2.0/24 in network \"blue\"", "route fd00:1::/64 in network \"blue\""]);
     assert_eq!(code(&daemon.run(&["delete", "route", "blue"])), 2);
     assert_eq!(code(&daemon.run(&["delete", "planet", "earth"])), 2);
+    for (kind, name, key) in [
+        ("identity", "web", "identity \"web\""),
+        ("tier", "admin", "tier \"admin\""),
+        ("policy", "shop/db", "policy \"shop/db\""),
+        ("service", "shop/web", "service \"shop/web\""),
+        ("backends", "shop/web:main", "backends \"main\" of service \"shop/web\""),
+        ("nat-pool", "outside", "nat-pool \"outside\""),
+        ("egress-ip", "partner", "egress-ip \"partner\""),
+    ] {
+        daemon.text(&["delete", kind, name]);
+        assert_eq!(daemon.told.deleted.lock().unwrap()[0].to_string(), key);
+    }
 }
 
 #[test]

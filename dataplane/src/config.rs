@@ -7,12 +7,13 @@
 //! Every step reports all of its faults at once, each with the file, the key and the mend.
 
 pub mod machine;
+pub mod stateful;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use penstock_api::check::check;
-use penstock_api::file::{parse_table, read_row, take_objects};
+use penstock_api::file::{kinds, parse_table, read_row, take_objects};
 use penstock_api::model::{Host, Node, Object};
 use penstock_api::{DEFAULT_SOCKET, Fault};
 use penstock_io::Hugepages;
@@ -22,6 +23,7 @@ use toml::{Table, Value};
 use crate::idle::Idle;
 use crate::tables::compile::check_capacity;
 use crate::tables::desired::{Change, Desired};
+use stateful::{Connections, Services};
 
 /// Chunks of packet memory when the file names none: 64 MiB.
 const DEFAULT_CHUNKS: u32 = 32768;
@@ -37,7 +39,8 @@ const MAX_FLOWS: u32 = 1 << 26;
 const MAX_SOCKET_PATH: usize = 107;
 
 /// The settings beside the objects.
-const SECTIONS: [&str; 6] = ["node", "host", "workers", "memory", "flows", "control"];
+const SECTIONS: [&str; 8] =
+    ["node", "host", "workers", "memory", "flows", "connections", "services", "control"];
 
 /// What a file says, word by word.
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub struct RawConfig {
     workers: Option<RawWorkers>,
     memory: RawMemory,
     flows: RawFlows,
+    connections: Connections,
+    services: Services,
     control: RawControl,
     objects: Vec<Object>,
     /// What could not be read.
@@ -138,6 +143,10 @@ pub struct Config {
     pub flows4: usize,
     /// IPv6 flows that a worker's cache holds.
     pub flows6: usize,
+    /// What is remembered of connections.
+    pub connections: Connections,
+    /// Where this node stands as services see it.
+    pub services: Services,
     /// Where the control interface listens.
     pub socket: PathBuf,
     /// The objects.
@@ -185,6 +194,8 @@ impl Config {
             ("memory.chunks", self.chunks != other.chunks),
             ("memory.hugepages", self.hugepages != other.hugepages),
             ("flows", (self.flows4, self.flows6) != (other.flows4, other.flows6)),
+            ("connections", self.connections != other.connections),
+            ("services", self.services != other.services),
             ("control.socket", self.socket != other.socket),
         ];
         pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
@@ -207,6 +218,8 @@ impl RawConfig {
             workers: reader.needed("workers", &["cpus"]),
             memory: reader.optional("memory", &[]).unwrap_or_default(),
             flows: reader.optional("flows", &[]).unwrap_or_default(),
+            connections: reader.optional("connections", &[]).unwrap_or_default(),
+            services: reader.optional("services", &[]).unwrap_or_default(),
             control: reader.optional("control", &[]).unwrap_or_default(),
             objects,
             faults: Vec::new(),
@@ -245,6 +258,8 @@ impl RawConfig {
                 },
                 flows4: self.flows.ipv4 as usize,
                 flows6: self.flows.ipv6 as usize,
+                connections: self.connections,
+                services: self.services,
                 socket: self.control.socket,
                 objects: self.objects,
             }),
@@ -294,6 +309,8 @@ impl RawConfig {
                 add("flows", key, format!("a cache of {flows} flows cannot be"), &mend);
             }
         }
+        self.connections.check(&mut |key, problem, mend| add("connections", key, problem, mend));
+        self.services.check(&mut |key, problem, mend| add("services", key, problem, mend));
         let socket = &self.control.socket;
         let length = socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {
@@ -318,7 +335,7 @@ impl RawConfig {
             return;
         }
         let Some(node) = self.node.clone() else { return };
-        let mut desired = Desired::new(node.clone(), None);
+        let mut desired = Desired::new(node.clone(), None).with_node_ports(self.services.node_ports.clone());
         let all = Change::Reload(node, self.host.clone(), self.objects.clone());
         let together = match desired.apply(all) {
             Ok(()) => check_capacity(&desired),
@@ -358,8 +375,9 @@ impl Sections<'_> {
     fn the_rest_is_unknown(&mut self) {
         for key in self.table.keys() {
             let mend = format!(
-                "take it out or correct it: there are {}, and the lists [[uplink]], [[network]], [[endpoint]], [[peer]], [[route]]",
-                SECTIONS.map(|section| format!("[{section}]")).join(", ")
+                "take it out or correct it: there are {}, and the lists {}",
+                SECTIONS.map(|section| format!("[{section}]")).join(", "),
+                kinds()
             );
             self.faults.push(Fault::new(self.file, key, "is nothing that a node has", mend));
         }

@@ -9,6 +9,7 @@ mod capture;
 mod flows;
 mod look;
 mod socket;
+pub mod stateful;
 
 use std::pin::Pin;
 
@@ -18,7 +19,9 @@ use penstock_api::convert::{keys_from_proto, objects_from_proto};
 use penstock_api::model::Name;
 use penstock_api::proto::dataplane_server::Dataplane;
 use penstock_api::proto::{self, Applied};
-use penstock_api::query::{CaptureOrder, FlowQuery, Question, refusal};
+use penstock_api::query::{
+    CaptureOrder, ConnectionQuery, EventOrder, FlowQuery, PolicyQuery, Question, ServiceQuery, refusal,
+};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
@@ -34,6 +37,7 @@ pub const REQUESTS: usize = 64;
 #[derive(Clone)]
 pub struct Service {
     engine: mpsc::Sender<supervisor::Request>,
+    sources: stateful::Sources,
 }
 
 /// A stream of answers.
@@ -43,7 +47,13 @@ impl Service {
     /// A service that asks the supervisor at the other end.
     #[must_use]
     pub fn new(engine: mpsc::Sender<supervisor::Request>) -> Service {
-        Service { engine }
+        Service { engine, sources: stateful::Sources::default() }
+    }
+
+    /// The same, with what it can tell of the stateful tier.
+    #[must_use]
+    pub fn with_sources(self, sources: stateful::Sources) -> Service {
+        Service { sources, ..self }
     }
 
     /// Serves everybody who connects, until the listener's task is dropped.
@@ -97,6 +107,8 @@ fn gone() -> Status {
 impl Dataplane for Service {
     type ListFlowsStream = Answers<proto::Flow>;
     type CaptureStream = Answers<proto::CapturedFrame>;
+    type ListConnectionsStream = Answers<proto::Connection>;
+    type WatchEventsStream = Answers<proto::Event>;
 
     async fn upsert(&self, request: Request<proto::UpsertRequest>) -> Result<Response<Applied>, Status> {
         self.change(objects_from_proto(request.into_inner().objects).map(Change::Upsert)).await
@@ -179,6 +191,38 @@ impl Dataplane for Service {
     ) -> Result<Response<proto::ObjectList>, Status> {
         let objects = |engine: &Engine| engine.desired().objects().map(proto::Object::from).collect();
         Ok(Response::new(proto::ObjectList { objects: self.look(objects).await? }))
+    }
+
+    async fn list_connections(
+        &self,
+        request: Request<proto::ConnectionsRequest>,
+    ) -> Result<Response<Self::ListConnectionsStream>, Status> {
+        let query = ConnectionQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        stateful::connections(self, query).map(Response::new)
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<proto::PoliciesRequest>,
+    ) -> Result<Response<proto::PolicyList>, Status> {
+        let query = PolicyQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        stateful::policies(self, query).await.map(Response::new)
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<proto::ServicesRequest>,
+    ) -> Result<Response<proto::ServiceList>, Status> {
+        let query = ServiceQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        stateful::services(self, query).await.map(Response::new)
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<proto::EventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let order = EventOrder::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        stateful::events(self, order).map(Response::new)
     }
 
     async fn explain(

@@ -149,7 +149,8 @@ impl Engine {
         let kernel = Kernel::open()?;
         let (view, watcher) = Watcher::start().await?;
         let events = Arc::<Events>::default();
-        let desired = Desired::new(config.node.clone(), config.host.clone());
+        let desired = Desired::new(config.node.clone(), config.host.clone())
+            .with_node_ports(config.services.node_ports.clone());
         let mut publisher = Publisher::new(compile(&desired, &Underlay::default(), None));
         let mut workers = Vec::new();
         for (id, &cpu) in (0u16..).zip(&config.cpus) {

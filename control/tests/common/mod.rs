@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is a test's")]
 
+mod stateful;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -12,7 +14,9 @@ use penstock_api::convert::{keys_from_proto, objects_from_proto};
 use penstock_api::model::{Key, Object};
 use penstock_api::proto::dataplane_server::Dataplane;
 use penstock_api::proto::{self, *};
-use penstock_api::query::{CaptureOrder, FlowQuery, Question, refusal};
+use penstock_api::query::{
+    CaptureOrder, ConnectionQuery, EventOrder, FlowQuery, PolicyQuery, Question, ServiceQuery, refusal,
+};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -25,6 +29,10 @@ pub(crate) struct Told {
     pub(crate) deleted: Mutex<Vec<Key>>,
     pub(crate) questions: Mutex<Vec<Question>>,
     pub(crate) flow_queries: Mutex<Vec<FlowQuery>>,
+    pub(crate) connection_queries: Mutex<Vec<ConnectionQuery>>,
+    pub(crate) policy_queries: Mutex<Vec<PolicyQuery>>,
+    pub(crate) service_queries: Mutex<Vec<ServiceQuery>>,
+    pub(crate) event_orders: Mutex<Vec<EventOrder>>,
     /// Grows with every look, so that there is something to see in rates.
     looks: AtomicU64,
 }
@@ -283,6 +291,64 @@ impl Dataplane for Pretence {
         Ok(Response::new(ObjectList { objects }))
     }
 
+    type ListConnectionsStream = tokio_stream::Iter<std::vec::IntoIter<Result<Connection, Status>>>;
+
+    async fn list_connections(
+        &self,
+        request: Request<ConnectionsRequest>,
+    ) -> Result<Response<Self::ListConnectionsStream>, Status> {
+        let query = ConnectionQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        let most = query.limit.unwrap_or(u32::MAX) as usize;
+        self.told.connection_queries.lock().unwrap().push(query);
+        let connections: Vec<_> = stateful::connections().into_iter().take(most).map(Ok).collect();
+        Ok(Response::new(tokio_stream::iter(connections)))
+    }
+
+    /// The tier "unserved" stands for a daemon that cannot say yet.
+    async fn list_policies(&self, request: Request<PoliciesRequest>) -> Result<Response<PolicyList>, Status> {
+        let query = PolicyQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        if query.tier.as_ref().is_some_and(|tier| tier.as_str() == "unserved") {
+            return Err(Status::unimplemented("this daemon does not count what policies decide yet"));
+        }
+        let tiers = stateful::policies(query.staged);
+        self.told.policy_queries.lock().unwrap().push(query);
+        Ok(Response::new(PolicyList { tiers }))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<ServicesRequest>,
+    ) -> Result<Response<ServiceList>, Status> {
+        let query = ServiceQuery::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        self.told.service_queries.lock().unwrap().push(query);
+        Ok(Response::new(ServiceList { services: stateful::services() }))
+    }
+
+    type WatchEventsStream = tokio_stream::wrappers::ReceiverStream<Result<Event, Status>>;
+
+    /// Two events and the end; the endpoint "silent" has none, and no end either.
+    async fn watch_events(
+        &self,
+        request: Request<EventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let order = EventOrder::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
+        let (send, receive) = tokio::sync::mpsc::channel(16);
+        let is_silent = order.endpoint.as_ref().is_some_and(|endpoint| endpoint.as_str() == "silent");
+        self.told.event_orders.lock().unwrap().push(order.clone());
+        tokio::spawn(async move {
+            if is_silent {
+                send.closed().await;
+                return;
+            }
+            for event in stateful::events().into_iter().filter(|event| order.wants(event)) {
+                if send.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(receive)))
+    }
+
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
         let question = Question::try_from(request.into_inner()).map_err(|faults| refusal(&faults))?;
         self.told.questions.lock().unwrap().push(question);
@@ -290,6 +356,9 @@ impl Dataplane for Pretence {
             stage: stage.into(),
             decision: decision.into(),
             detail: format!("why {decision}"),
+            fact: (stage == "route").then(|| {
+                explain_step::Fact::Route(RouteFact { network: "blue".into(), prefix: "10.1.2.0/24".into() })
+            }),
         };
         Ok(Response::new(Explanation {
             steps: vec![step("zone", "endpoint web"), step("route", "peer node-b")],

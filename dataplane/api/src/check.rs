@@ -3,11 +3,19 @@
 //! Whether objects fit each other (a route's peer exists, an address lies in its network) is the engine's to say,
 //! since only it knows all of them.
 
+mod policy;
+mod service;
+
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::IpAddr;
 
 use crate::fault::{Fault, mend};
-use crate::model::{Attachment, Endpoint, Network, Object, Peer, Route, RouteTarget, Uplink, repeated_keys};
+use crate::model::{
+    Attachment, Endpoint, Limits, Network, Object, Peer, Route, RouteTarget, Uplink, repeated_keys,
+};
+
+pub use service::MAX_AFFINITY;
 
 /// The smallest MTU that IPv4 hosts must cope with in bytes (RFC 791, section 3.1).
 pub const MIN_MTU_IPV4: u16 = 576;
@@ -17,6 +25,10 @@ pub const MIN_MTU_IPV6: u16 = 1280;
 pub const MAX_DSCP: u8 = 63;
 /// The largest type of a Geneve option without its critical bit (RFC 8926, section 3.5).
 pub const MAX_OPTION_KIND: u8 = 127;
+/// The highest limit: integers up to here survive every reader of JSON (RFC 8259, section 6).
+pub const MAX_LIMIT: u64 = (1 << 53) - 1;
+/// The longest IP packet of Ethernet in bytes (RFC 894): what a burst must hold where no MTU says otherwise.
+const ETHERNET_MTU: u16 = 1500;
 
 /// Every fault of `objects`, each looked at on its own, and every key that occurs twice.
 pub fn check(objects: &[Object]) -> Vec<Fault> {
@@ -36,6 +48,14 @@ pub fn check_object(object: &Object) -> Vec<Fault> {
         Object::Endpoint(endpoint) => check_endpoint(endpoint, &mut faults),
         Object::Peer(peer) => check_peer(peer, &mut faults),
         Object::Route(route) => check_route(route, &mut faults),
+        Object::Identity(identity) => policy::check_identity(identity, &mut faults),
+        // A tier's types say all that must hold.
+        Object::Tier(_) => {}
+        Object::Policy(policy) => policy::check_policy(policy, &mut faults),
+        Object::Service(service) => service::check_service(service, &mut faults),
+        Object::Backends(backends) => service::check_backends(backends, &mut faults),
+        Object::NatPool(pool) => service::check_nat_pool(pool, &mut faults),
+        Object::EgressIp(egress) => service::check_egress_ip(egress, &mut faults),
     }
     faults.found
 }
@@ -48,6 +68,19 @@ struct Faults {
 impl Faults {
     fn add(&mut self, key: &str, problem: impl Into<String>) {
         self.found.push(Fault::new(&self.object, key, problem, mend(key)));
+    }
+
+    /// A fault whose mend is not the key's usual one.
+    fn say(&mut self, key: &str, problem: impl Into<String>, mend: impl Into<String>) {
+        self.found.push(Fault::new(&self.object, key, problem, mend));
+    }
+
+    /// No value may be there twice.
+    fn distinct<T: Ord + Display>(&mut self, key: &str, values: &[T]) {
+        let mut seen = BTreeSet::new();
+        for (i, value) in values.iter().enumerate().filter(|(_, value)| !seen.insert(*value)) {
+            self.say(&format!("{key}[{i}]"), format!("{value} is there twice"), "keep it once");
+        }
     }
 
     fn positive(&mut self, key: &str, value: Option<u32>) {
@@ -156,6 +189,9 @@ fn check_endpoint(endpoint: &Endpoint, faults: &mut Faults) {
     faults.stations("addresses", &endpoint.addresses);
     faults.mtu(endpoint.mtu, endpoint.addresses.iter().any(IpAddr::is_ipv6));
     faults.positive("queues", endpoint.queues);
+    if let Some(limits) = &endpoint.limits {
+        check_limits(limits, endpoint.mtu, faults);
+    }
     if let Attachment::Pcap { receive, transmit } = &endpoint.attachment
         && receive == transmit
     {
@@ -165,6 +201,38 @@ fn check_endpoint(endpoint: &Endpoint, faults: &mut Faults) {
             format!("receives from and transmits to the same file {receive}"),
             "name two files",
         ));
+    }
+}
+
+/// Rates that nothing could pass under, or that no number in an answer could carry.
+fn check_limits(limits: &Limits, mtu: Option<u16>, faults: &mut Faults) {
+    let rates = [
+        ("ingress-bits-per-second", limits.ingress_bits_per_second),
+        ("egress-bits-per-second", limits.egress_bits_per_second),
+        ("burst-bytes", limits.burst_bytes),
+        ("packets-per-second", limits.packets_per_second.map(u64::from)),
+        ("connections-per-second", limits.connections_per_second.map(u64::from)),
+        ("max-connections", limits.max_connections.map(u64::from)),
+    ];
+    for (key, limit) in rates {
+        if let Some(limit) = limit.filter(|limit| !(1..=MAX_LIMIT).contains(limit)) {
+            faults.add(&format!("limits.{key}"), format!("{limit} cannot be a limit"));
+        }
+    }
+    let Some(burst) = limits.burst_bytes else { return };
+    let packet = mtu.unwrap_or(ETHERNET_MTU);
+    if (1..u64::from(packet)).contains(&burst) {
+        let problem =
+            format!("{burst} bytes do not hold one packet of {packet}, so that it could never pass");
+        faults.say(
+            "limits.burst-bytes",
+            problem,
+            "choose a few packets' worth at least, or leave the key out",
+        );
+    }
+    if limits.ingress_bits_per_second.is_none() && limits.egress_bits_per_second.is_none() {
+        let mend = "set ingress-bits-per-second or egress-bits-per-second, or take the burst out";
+        faults.say("limits.burst-bytes", "a burst is nothing without a rate of bits", mend);
     }
 }
 
@@ -192,10 +260,14 @@ mod tests {
     use super::*;
     use crate::model::Tables;
 
-    fn keys(text: &str) -> Vec<String> {
+    /// Every fault's object and key; each must have a mend of its own.
+    pub(super) fn keys(text: &str) -> Vec<String> {
         let (objects, faults) = crate::file::read_objects(text, "t.toml").expect("TOML");
         assert_eq!(faults, [], "the file itself is sound");
-        check(&objects).into_iter().map(|fault| format!("{} {}", fault.object, fault.key)).collect()
+        let faults = check(&objects);
+        let has_mend = |fault: &Fault| !fault.mend.is_empty() && !fault.mend.starts_with("see the example");
+        assert!(faults.iter().all(has_mend), "{faults:#?}");
+        faults.into_iter().map(|fault| format!("{} {}", fault.object, fault.key)).collect()
     }
 
     #[test]
@@ -225,8 +297,18 @@ mod tests {
             attachment.pcap = { receive = "a.pcap", transmit = "a.pcap" }
             mac = "02:00:00:00:00:01"
             addresses = ["10.0.0.1", "10.0.0.1", "::ffff:10.0.0.1"]
-            mtu = 500
+            mtu = 1200
             queues = 0
+            limits.ingress-bits-per-second = 0
+            limits.burst-bytes = 1100
+
+            [[endpoint]]
+            name = "l"
+            network = "n"
+            attachment.tap.interface = "l"
+            mac = "02:00:00:00:00:01"
+            addresses = ["10.0.0.2"]
+            limits = { burst-bytes = 9007199254740992, max-connections = 0 }
 
             [[peer]]
             name = "p"
@@ -256,7 +338,12 @@ mod tests {
                 "endpoint \"e\" addresses[2]",
                 "endpoint \"e\" mtu",
                 "endpoint \"e\" queues",
+                "endpoint \"e\" limits.ingress-bits-per-second",
+                "endpoint \"e\" limits.burst-bytes",
                 "endpoint \"e\" attachment.pcap",
+                "endpoint \"l\" limits.burst-bytes",
+                "endpoint \"l\" limits.max-connections",
+                "endpoint \"l\" limits.burst-bytes",
                 "peer \"p\" address",
                 "peer \"p\" port",
                 "route 10.0.0.0/8 in network \"n\" via.uplink.gateway",

@@ -16,7 +16,9 @@ use crate::convert::objects_from_proto;
 use crate::fault::Fault;
 use crate::model::{Key, Name, Object};
 use crate::proto::{self, dataplane_client::DataplaneClient};
-use crate::query::{CaptureOrder, FlowQuery, Question};
+use crate::query::{
+    CaptureOrder, ConnectionQuery, EventOrder, FlowQuery, PolicyQuery, Question, ServiceQuery,
+};
 
 /// How long a call may take. A change waits for every worker, and a worker takes one in microseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -184,6 +186,34 @@ impl Client {
         objects_from_proto(list.objects).map_err(ClientError::Foreign)
     }
 
+    /// The connections that `query` asks for.
+    pub async fn connections(
+        &mut self,
+        query: &ConnectionQuery,
+    ) -> Result<Stream<proto::Connection>, ClientError> {
+        let request = proto::ConnectionsRequest::from(query);
+        let inner = call("connections", self.inner.list_connections(request)).await?;
+        Ok(Stream { call: "connections", inner })
+    }
+
+    /// The policies that `query` asks for, by tier, with how often each rule decided.
+    pub async fn policies(&mut self, query: &PolicyQuery) -> Result<Vec<proto::TierRow>, ClientError> {
+        let request = proto::PoliciesRequest::from(query);
+        Ok(call("policy", self.inner.list_policies(request)).await?.tiers)
+    }
+
+    /// The services that `query` asks for, with their backends and what goes through them.
+    pub async fn services(&mut self, query: &ServiceQuery) -> Result<Vec<proto::ServiceRow>, ClientError> {
+        let request = proto::ServicesRequest::from(query);
+        Ok(call("services", self.inner.list_services(request)).await?.services)
+    }
+
+    /// What rules log and what runs out, as it happens; the daemon stops when the answer is dropped.
+    pub async fn events(&mut self, order: &EventOrder) -> Result<Stream<proto::Event>, ClientError> {
+        let inner = call("events", self.inner.watch_events(proto::EventsRequest::from(order))).await?;
+        Ok(Stream { call: "events", inner })
+    }
+
     /// Where a packet would go, and why.
     pub async fn explain(&mut self, question: &Question) -> Result<proto::Explanation, ClientError> {
         call("explain", self.inner.explain(proto::ExplainRequest::from(question))).await
@@ -235,7 +265,8 @@ fn applied(applied: proto::Applied) -> Result<Live, ClientError> {
 fn call_error(call: &'static str, status: Status) -> ClientError {
     let from_transport = std::error::Error::source(&status).is_some();
     match status.code() {
-        Code::Unimplemented => ClientError::Unknown { call },
+        // A call that the daemon has but cannot serve says why; one that it does not have says nothing.
+        Code::Unimplemented if status.message().is_empty() => ClientError::Unknown { call },
         // tonic's own failures have a source; what the daemon says has none.
         _ if from_transport => ClientError::Lost { call, source: Box::new(status) },
         _ => ClientError::Call(Box::new(status)),

@@ -1,5 +1,8 @@
 //! From the messages of the socket to the model and back; every fault of a request is found at once.
 
+mod policy;
+mod service;
+
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,8 +13,8 @@ use penstock_wire::Vni;
 use crate::check::check;
 use crate::fault::{Fault, mend};
 use crate::model::{
-    Attachment, BusyPoll, CopyMode, Encapsulation, Endpoint, GeneveOption, Key, Network, Object, OptionData,
-    Peer, Prefix, Route, RouteTarget, Uplink, XdpMode,
+    Attachment, BusyPoll, CopyMode, Encapsulation, Endpoint, GeneveOption, Key, Limits, Network, Object,
+    OptionData, Peer, PortRange, Prefix, Route, RouteTarget, Uplink, XdpMode,
 };
 use crate::proto;
 
@@ -104,6 +107,15 @@ impl<'f> Reader<'f> {
         self.list(key, texts, |reader, key, text| reader.address(key, &text))
     }
 
+    fn texts<T: FromStr<Err: Display>>(&mut self, key: &str, texts: Vec<String>) -> Option<Vec<T>> {
+        self.list(key, texts, |reader, key, text| reader.text(key, &text))
+    }
+
+    fn ports(&mut self, key: &str, m: proto::PortRange) -> Option<PortRange> {
+        let (first, last) = (self.number(key, m.first), self.number(key, m.last));
+        PortRange::new(first?, last?).map_err(|why| self.fault(key, why)).ok()
+    }
+
     pub(crate) fn number<T: TryFrom<u32>>(&mut self, key: &str, number: u32) -> Option<T> {
         T::try_from(number)
             .map_err(|_| {
@@ -120,7 +132,7 @@ impl<'f> Reader<'f> {
         vni
     }
 
-    fn enumeration<T: TryFrom<i32>>(&mut self, key: &str, number: i32) -> Option<T> {
+    pub(crate) fn enumeration<T: TryFrom<i32>>(&mut self, key: &str, number: i32) -> Option<T> {
         T::try_from(number).map_err(|_| self.fault(key, format_args!("{number} is none of its values"))).ok()
     }
 
@@ -144,7 +156,7 @@ fn object_from_proto(i: usize, message: proto::Object, faults: &mut Vec<Fault>) 
             called("object", i, ""),
             "",
             "is of no kind that this daemon knows",
-            "send an uplink, network, endpoint, peer or route, or bring the daemon up to date",
+            "send one of the objects of its own version, or bring the daemon up to date",
         ));
         return None;
     };
@@ -154,6 +166,13 @@ fn object_from_proto(i: usize, message: proto::Object, faults: &mut Vec<Fault>) 
         Message::Endpoint(m) => called("endpoint", i, &m.name),
         Message::Peer(m) => called("peer", i, &m.name),
         Message::Route(m) => format!("route {} in network {:?}", m.prefix, m.network),
+        Message::Identity(m) => called("identity", i, &m.name),
+        Message::Tier(m) => called("tier", i, &m.name),
+        Message::Policy(m) => called("policy", i, &m.name),
+        Message::Service(m) => called("service", i, &m.name),
+        Message::Backends(m) => format!("backends {:?} of service {:?}", m.slice, m.service),
+        Message::NatPool(m) => called("nat-pool", i, &m.name),
+        Message::EgressIp(m) => called("egress-ip", i, &m.name),
     };
     let reader = &mut Reader::new(object, faults);
     match message {
@@ -162,6 +181,13 @@ fn object_from_proto(i: usize, message: proto::Object, faults: &mut Vec<Fault>) 
         Message::Endpoint(m) => endpoint_from_proto(m, reader).map(Object::Endpoint),
         Message::Peer(m) => peer_from_proto(m, reader).map(Object::Peer),
         Message::Route(m) => route_from_proto(m, reader).map(Object::Route),
+        Message::Identity(m) => policy::identity_from_proto(m, reader).map(Object::Identity),
+        Message::Tier(m) => policy::tier_from_proto(m, reader).map(Object::Tier),
+        Message::Policy(m) => policy::policy_from_proto(m, reader).map(Object::Policy),
+        Message::Service(m) => service::service_from_proto(m, reader).map(Object::Service),
+        Message::Backends(m) => service::backends_from_proto(m, reader).map(Object::Backends),
+        Message::NatPool(m) => service::nat_pool_from_proto(m, reader).map(Object::NatPool),
+        Message::EgressIp(m) => service::egress_ip_from_proto(m, reader).map(Object::EgressIp),
     }
 }
 
@@ -186,7 +212,7 @@ fn uplink_from_proto(m: proto::Uplink, reader: &mut Reader) -> Option<Uplink> {
 fn network_from_proto(m: proto::Network, reader: &mut Reader) -> Option<Network> {
     let name = reader.text("name", &m.name);
     let vni = reader.vni(m.vni);
-    let prefixes = reader.list("prefixes", m.prefixes, |reader, key, text| reader.text::<Prefix>(key, &text));
+    let prefixes = reader.texts::<Prefix>("prefixes", m.prefixes);
     let mtu = reader.optional(m.mtu, |reader, mtu| reader.number("mtu", mtu));
     let encapsulation = reader.enumeration("encapsulation", m.encapsulation).map(encapsulation_from_proto);
     let gateways = match m.gateways {
@@ -224,6 +250,7 @@ fn endpoint_from_proto(m: proto::Endpoint, reader: &mut Reader) -> Option<Endpoi
     let addresses = reader.addresses("addresses", m.addresses);
     let mtu = reader.optional(m.mtu, |reader, mtu| reader.number("mtu", mtu));
     let xdp = reader.enumeration("xdp", m.xdp).map(xdp_from_proto);
+    let identity = reader.optional(m.identity, |reader, name| reader.text("identity", &name));
     Some(Endpoint {
         name: name?,
         network: network?,
@@ -233,7 +260,22 @@ fn endpoint_from_proto(m: proto::Endpoint, reader: &mut Reader) -> Option<Endpoi
         mtu: mtu?,
         xdp: xdp?,
         queues: m.queues,
+        identity: identity?,
+        limits: m.limits.map(Limits::from),
     })
+}
+
+impl From<proto::Limits> for Limits {
+    fn from(m: proto::Limits) -> Self {
+        Self {
+            ingress_bits_per_second: m.ingress_bits_per_second,
+            egress_bits_per_second: m.egress_bits_per_second,
+            burst_bytes: m.burst_bytes,
+            packets_per_second: m.packets_per_second,
+            connections_per_second: m.connections_per_second,
+            max_connections: m.max_connections,
+        }
+    }
 }
 
 fn attachment_from_proto(m: Option<proto::Attachment>, reader: &mut Reader) -> Option<Attachment> {
@@ -293,6 +335,17 @@ fn key_from_proto(i: usize, message: proto::Key, faults: &mut Vec<Fault>) -> Opt
             let prefix = reader.text("prefix", &m.prefix);
             Some(Key::Route { network: network?, prefix: prefix? })
         }
+        Message::Identity(name) => reader.text("name", &name).map(Key::Identity),
+        Message::Tier(name) => reader.text("name", &name).map(Key::Tier),
+        Message::Policy(name) => reader.text("name", &name).map(Key::Policy),
+        Message::Service(name) => reader.text("name", &name).map(Key::Service),
+        Message::Backends(m) => {
+            let service = reader.text("service", &m.service);
+            let slice = reader.text("slice", &m.slice);
+            Some(Key::Backends { service: service?, slice: slice? })
+        }
+        Message::NatPool(name) => reader.text("name", &name).map(Key::NatPool),
+        Message::EgressIp(name) => reader.text("name", &name).map(Key::EgressIp),
     }
 }
 
@@ -350,6 +403,12 @@ impl From<Encapsulation> for proto::Encapsulation {
     }
 }
 
+impl From<PortRange> for proto::PortRange {
+    fn from(ports: PortRange) -> Self {
+        Self { first: ports.first().into(), last: ports.last().into() }
+    }
+}
+
 fn texts<T: Display>(values: &[T]) -> Vec<String> {
     values.iter().map(T::to_string).collect()
 }
@@ -363,6 +422,13 @@ impl From<&Object> for proto::Object {
             Object::Endpoint(endpoint) => Message::Endpoint(endpoint.into()),
             Object::Peer(peer) => Message::Peer(peer.into()),
             Object::Route(route) => Message::Route(route.into()),
+            Object::Identity(identity) => Message::Identity(identity.into()),
+            Object::Tier(tier) => Message::Tier(tier.into()),
+            Object::Policy(policy) => Message::Policy(policy.into()),
+            Object::Service(service) => Message::Service(service.into()),
+            Object::Backends(backends) => Message::Backends(backends.into()),
+            Object::NatPool(pool) => Message::NatPool(pool.into()),
+            Object::EgressIp(egress) => Message::EgressIp(egress.into()),
         };
         Self { object: Some(object) }
     }
@@ -437,6 +503,21 @@ impl From<&Endpoint> for proto::Endpoint {
             mtu: endpoint.mtu.map(u32::from),
             xdp: proto::XdpMode::from(endpoint.xdp).into(),
             queues: endpoint.queues,
+            identity: endpoint.identity.as_ref().map(ToString::to_string),
+            limits: endpoint.limits.map(proto::Limits::from),
+        }
+    }
+}
+
+impl From<Limits> for proto::Limits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            ingress_bits_per_second: limits.ingress_bits_per_second,
+            egress_bits_per_second: limits.egress_bits_per_second,
+            burst_bytes: limits.burst_bytes,
+            packets_per_second: limits.packets_per_second,
+            connections_per_second: limits.connections_per_second,
+            max_connections: limits.max_connections,
         }
     }
 }
@@ -483,6 +564,16 @@ impl From<&Key> for proto::Key {
             Key::Route { network, prefix } => {
                 Message::Route(proto::RouteKey { network: network.to_string(), prefix: prefix.to_string() })
             }
+            Key::Identity(name) => Message::Identity(name.to_string()),
+            Key::Tier(name) => Message::Tier(name.to_string()),
+            Key::Policy(name) => Message::Policy(name.to_string()),
+            Key::Service(name) => Message::Service(name.to_string()),
+            Key::Backends { service, slice } => Message::Backends(proto::BackendsKey {
+                service: service.to_string(),
+                slice: slice.to_string(),
+            }),
+            Key::NatPool(name) => Message::NatPool(name.to_string()),
+            Key::EgressIp(name) => Message::EgressIp(name.to_string()),
         };
         Self { key: Some(key) }
     }

@@ -6,16 +6,28 @@ use toml::{Table, Value};
 
 use crate::check::check;
 use crate::fault::{Fault, mend};
-use crate::model::Object;
+use crate::model::{Backends, Object};
 
 /// The tables that hold objects, each with the keys that an object of its kind cannot do without.
-const KINDS: [(&str, &[&str]); 5] = [
+const KINDS: [(&str, &[&str]); 12] = [
     ("uplink", &["name", "interface"]),
     ("network", &["name", "vni"]),
+    ("identity", &["name", "network"]),
     ("endpoint", &["name", "network", "attachment", "mac", "addresses"]),
     ("peer", &["name", "address"]),
     ("route", &["network", "prefix", "via"]),
+    ("tier", &["name", "order", "default"]),
+    ("policy", &["name", "network", "tier", "subjects", "directions"]),
+    ("service", &["name", "network", "ports"]),
+    ("backends", &["service", "ports"]),
+    ("nat-pool", &["name", "network", "sources"]),
+    ("egress-ip", &["name", "network", "address"]),
 ];
+
+/// The tables of objects as they are written: `[[uplink]], [[network]]` and so on.
+pub fn kinds() -> String {
+    KINDS.map(|(kind, _)| format!("[[{kind}]]")).join(", ")
+}
 
 /// A text that is not TOML at all.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -35,8 +47,7 @@ impl From<NotToml> for Fault {
 
 /// The objects of the TOML `text`, or everything that is wrong with them.
 ///
-/// `file` is what faults call the text. The text may hold only the tables `uplink`, `network`, `endpoint`, `peer`
-/// and `route`.
+/// `file` is what faults call the text. The text may hold only the tables that [`kinds`] names.
 pub fn parse_objects(text: &str, file: &str) -> Result<Vec<Object>, Vec<Fault>> {
     let (objects, mut faults) = read_objects(text, file).map_err(|error| vec![error.into()])?;
     faults.extend(check(&objects));
@@ -52,7 +63,7 @@ pub(crate) fn read_objects(text: &str, file: &str) -> Result<(Vec<Object>, Vec<F
             file,
             key,
             "is no table of objects",
-            "only [[uplink]], [[network]], [[endpoint]], [[peer]] and [[route]] may be sent to the daemon",
+            format!("only {} may be sent to the daemon", kinds()),
         ));
     }
     Ok((objects, faults))
@@ -93,7 +104,14 @@ pub fn take_objects(table: &mut Table, file: &str) -> (Vec<Object>, Vec<Fault>) 
                 "network" => read_row(row, &called, required, &mut faults).map(Object::Network),
                 "endpoint" => read_row(row, &called, required, &mut faults).map(Object::Endpoint),
                 "peer" => read_row(row, &called, required, &mut faults).map(Object::Peer),
-                _ => read_row(row, &called, required, &mut faults).map(Object::Route),
+                "route" => read_row(row, &called, required, &mut faults).map(Object::Route),
+                "identity" => read_row(row, &called, required, &mut faults).map(Object::Identity),
+                "tier" => read_row(row, &called, required, &mut faults).map(Object::Tier),
+                "policy" => read_row(row, &called, required, &mut faults).map(Object::Policy),
+                "service" => read_row(row, &called, required, &mut faults).map(Object::Service),
+                "backends" => read_row(row, &called, required, &mut faults).map(Object::Backends),
+                "nat-pool" => read_row(row, &called, required, &mut faults).map(Object::NatPool),
+                _ => read_row(row, &called, required, &mut faults).map(Object::EgressIp),
             });
         }
     }
@@ -105,6 +123,14 @@ fn called(file: &str, kind: &str, i: usize, row: &Table) -> String {
     let text = |key: &str| row.get(key).and_then(Value::as_str);
     match (kind, text("name"), text("prefix"), text("network")) {
         ("route", _, Some(prefix), Some(network)) => format!("{file}: route {prefix} in network {network:?}"),
+        ("backends", ..) => match text("service") {
+            Some(service) => {
+                let slice =
+                    text("slice").map_or_else(|| Backends::default_slice().to_string(), str::to_owned);
+                format!("{file}: backends {slice:?} of service {service:?}")
+            }
+            None => format!("{file}: backends number {}", i + 1),
+        },
         ("route", ..) | (_, None, ..) => format!("{file}: {kind} number {}", i + 1),
         (_, Some(name), ..) => format!("{file}: {kind} {name:?}"),
     }
@@ -298,7 +324,36 @@ mod tests {
             network = "a"
             prefix = "10.0.0.0/8"
             via = "blackhole"
+            [[identity]]
+            name = "a"
+            network = "a"
+            [[tier]]
+            name = "a"
+            order = 1
+            default = "pass"
+            [[policy]]
+            name = "a"
+            network = "a"
+            tier = "a"
+            subjects = "all"
+            directions = ["ingress"]
+            [[service]]
+            name = "a"
+            network = "a"
+            cluster-ips = ["10.0.0.2"]
+            ports = [{ name = "a", port = 1 }]
+            [[backends]]
+            service = "a"
+            ports = [{ name = "a", port = 1 }]
+            [[nat-pool]]
+            name = "a"
+            network = "a"
+            sources = ["10.0.0.0/8"]
+            [[egress-ip]]
+            name = "a"
+            network = "a"
+            address = "192.0.2.1"
         "#;
-        assert_eq!(parse_objects(least, "t.toml").map(|objects| objects.len()), Ok(5));
+        assert_eq!(parse_objects(least, "t.toml").map(|objects| objects.len()), Ok(KINDS.len()));
     }
 }

@@ -1,14 +1,39 @@
 //! The objects that configure a dataplane, as they stand in a TOML file and as the engine takes them.
 
-use std::collections::BTreeSet;
-use std::fmt;
+/// Gives an enum without values its word of the file as text too.
+macro_rules! words {
+    ($type:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(match self {
+                    $(Self::$variant => $word,)+
+                })
+            }
+        }
+    };
+}
+
+mod object;
+mod policy;
+mod service;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use penstock_wire::Vni;
 use serde::{Deserialize, Serialize};
 
 pub use crate::fault::Fault;
-pub use crate::scalar::{FilePath, InterfaceName, Invalid, Name, OptionData, Prefix, UnicastMac};
+pub use crate::scalar::{
+    FilePath, InterfaceName, Invalid, Name, OptionData, PortRange, Prefix, Protocol, UnicastMac,
+};
+pub use object::{Key, Object, Tables, repeated_keys};
+pub use policy::{
+    Identity, Policy, PolicyDirection, Rule, RuleAction, RulePeer, RulePort, Subjects, Tier, TierDefault,
+};
+pub use service::{
+    Affinity, Backend, BackendPort, BackendState, Backends, EgressIp, NatPool, Service, ServicePort,
+    ServiceProtocol, TopologyPreference, TrafficPolicy,
+};
 
 /// How XDP is attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -171,6 +196,30 @@ pub enum Attachment {
     },
 }
 
+/// What an endpoint may use at most; what is absent is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Limits {
+    /// Bits a second to the endpoint, Ethernet headers included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_bits_per_second: Option<u64>,
+    /// Bits a second from the endpoint, Ethernet headers included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_bits_per_second: Option<u64>,
+    /// Bytes that may pass at once after a pause, each way; a tenth of a second's worth when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bytes: Option<u64>,
+    /// Packets a second, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_per_second: Option<u32>,
+    /// New connections a second, whoever opens them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_per_second: Option<u32>,
+    /// Connections at one time, whoever opened them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+}
+
 /// A pod's or a VM's attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -194,6 +243,12 @@ pub struct Endpoint {
     /// How many receive queues to serve; every queue of the device when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u32>,
+    /// The identity that its addresses belong to; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Name>,
+    /// What it may use at most; everything when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// Another node.
@@ -277,123 +332,6 @@ pub struct Node {
     pub mac: Option<UnicastMac>,
 }
 
-/// One keyed object of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Object {
-    /// An interface of the node that carries the underlay.
-    Uplink(Uplink),
-    /// An overlay network.
-    Network(Network),
-    /// A pod's or a VM's attachment.
-    Endpoint(Endpoint),
-    /// Another node.
-    Peer(Peer),
-    /// A route in a network.
-    Route(Route),
-}
-
-impl Object {
-    /// The object's key.
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Uplink(uplink) => Key::Uplink(uplink.name.clone()),
-            Self::Network(network) => Key::Network(network.name.clone()),
-            Self::Endpoint(endpoint) => Key::Endpoint(endpoint.name.clone()),
-            Self::Peer(peer) => Key::Peer(peer.name.clone()),
-            Self::Route(route) => Key::Route { network: route.network.clone(), prefix: route.prefix },
-        }
-    }
-}
-
-/// The key of one object. Keys order as objects may be created: what is named comes before what names it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Key {
-    /// An uplink's name.
-    Uplink(Name),
-    /// A network's name.
-    Network(Name),
-    /// An endpoint's name.
-    Endpoint(Name),
-    /// A peer's name.
-    Peer(Name),
-    /// A route's network and prefix.
-    Route {
-        /// The network that the route is in.
-        network: Name,
-        /// The destination.
-        prefix: Prefix,
-    },
-}
-
-/// `endpoint "web"`, or `route 10.1.0.0/16 in network "blue"`.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uplink(name) => write!(f, "uplink \"{name}\""),
-            Self::Network(name) => write!(f, "network \"{name}\""),
-            Self::Endpoint(name) => write!(f, "endpoint \"{name}\""),
-            Self::Peer(name) => write!(f, "peer \"{name}\""),
-            Self::Route { network, prefix } => write!(f, "route {prefix} in network \"{network}\""),
-        }
-    }
-}
-
-/// Objects sorted into the tables of a TOML file.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Tables {
-    /// `[[uplink]]`
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub uplink: Vec<Uplink>,
-    /// `[[network]]`
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub network: Vec<Network>,
-    /// `[[endpoint]]`
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub endpoint: Vec<Endpoint>,
-    /// `[[peer]]`
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub peer: Vec<Peer>,
-    /// `[[route]]`
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub route: Vec<Route>,
-}
-
-impl FromIterator<Object> for Tables {
-    fn from_iter<I: IntoIterator<Item = Object>>(objects: I) -> Self {
-        let mut tables = Self::default();
-        for object in objects {
-            match object {
-                Object::Uplink(uplink) => tables.uplink.push(uplink),
-                Object::Network(network) => tables.network.push(network),
-                Object::Endpoint(endpoint) => tables.endpoint.push(endpoint),
-                Object::Peer(peer) => tables.peer.push(peer),
-                Object::Route(route) => tables.route.push(route),
-            }
-        }
-        tables
-    }
-}
-
-impl Tables {
-    /// The objects, in the order in which they may be created.
-    pub fn into_objects(self) -> Vec<Object> {
-        let mut objects: Vec<Object> = Vec::new();
-        objects.extend(self.uplink.into_iter().map(Object::Uplink));
-        objects.extend(self.network.into_iter().map(Object::Network));
-        objects.extend(self.endpoint.into_iter().map(Object::Endpoint));
-        objects.extend(self.peer.into_iter().map(Object::Peer));
-        objects.extend(self.route.into_iter().map(Object::Route));
-        objects
-    }
-}
-
-/// The keys that occur more than once, each named once.
-pub fn repeated_keys(objects: &[Object]) -> BTreeSet<Key> {
-    let mut seen = BTreeSet::new();
-    objects.iter().map(Object::key).filter(|key| !seen.insert(key.clone())).collect()
-}
-
 /// A VNI is written as a plain number.
 mod vni_as_number {
     use penstock_wire::Vni;
@@ -406,5 +344,54 @@ mod vni_as_number {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vni, D::Error> {
         let number = u32::deserialize(deserializer)?;
         Vni::new(number).ok_or_else(|| de::Error::custom(format!("{number} does not fit in 24 bits")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a file calls a value.
+    fn in_a_file(value: impl Serialize) -> String {
+        match toml::Value::try_from(value).unwrap() {
+            toml::Value::String(word) => word,
+            other => panic!("{other} is no word"),
+        }
+    }
+
+    #[test]
+    fn a_word_is_the_same_in_a_file_and_in_an_answer() {
+        macro_rules! same {
+            ($($value:expr),+ $(,)?) => { $(assert_eq!(in_a_file($value), $value.to_string());)+ };
+        }
+        same!(TierDefault::Pass, TierDefault::Deny, PolicyDirection::Ingress, PolicyDirection::Egress);
+        same!(RuleAction::Allow, RuleAction::Deny, RuleAction::Pass, RuleAction::Log);
+        same!(TrafficPolicy::Cluster, TrafficPolicy::Local);
+        same!(TopologyPreference::None, TopologyPreference::Zone, TopologyPreference::Node);
+        same!(BackendState::Ready, BackendState::Terminating, BackendState::NotReady);
+    }
+
+    #[test]
+    fn peers_and_ports_of_rules_are_said_as_people_say_them() {
+        let said = |text: &str| {
+            let rule: Rule =
+                toml::from_str(&format!("name = 'r'\ndirection = 'ingress'\naction = 'allow'\n{text}"))
+                    .unwrap();
+            let peers = rule.peers.iter().map(ToString::to_string);
+            peers.chain(rule.ports.iter().map(ToString::to_string)).collect::<Vec<_>>()
+        };
+        assert_eq!(said("peers = [{ identity = 'web' }]"), ["web"]);
+        assert_eq!(
+            said("peers = [{ prefix = '10.0.0.0/8', except = ['10.1.0.0/16', '10.2.0.0/16'] }]"),
+            ["10.0.0.0/8 except 10.1.0.0/16, 10.2.0.0/16"]
+        );
+        assert_eq!(
+            said("ports = [{ protocol = 'tcp', port = 80 }, { protocol = 'udp' }, { protocol = 47 }]"),
+            ["tcp 80", "udp", "47"]
+        );
+        assert_eq!(
+            said("ports = [{ protocol = 'icmp', icmp-type = 3, icmp-code = 4 }]"),
+            ["icmp type 3 code 4"]
+        );
     }
 }

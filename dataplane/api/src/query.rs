@@ -1,5 +1,7 @@
 //! What may be asked of a dataplane: which flows, where a packet would go, which frames.
 
+mod state;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use crate::fault::Fault;
 use crate::filter::Filter;
 use crate::model::Name;
 use crate::proto;
+
+pub use state::{ConnectionQuery, EventKind, EventOrder, PolicyQuery, ServiceQuery};
 
 /// The TTL of a question that gives none: the default of Linux.
 pub const DEFAULT_TTL: u8 = 64;

@@ -1,5 +1,7 @@
 //! The small values that objects are made of; each type rejects what it must never hold.
 
+mod port;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -9,11 +11,13 @@ use penstock_wire::MacAddr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
+pub use port::{PortRange, Protocol};
+
 /// Why a text is not the value that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Invalid {
     /// A name of the wrong length or with a character that is not allowed.
-    #[error("{0:?} is no name: 1 to 63 of the characters A-Z a-z 0-9 . _ / - are")]
+    #[error("{0:?} is no name: 1 to 333 of the characters A-Z a-z 0-9 . _ / - are")]
     Name(String),
     /// What the kernel would not take as an interface's name.
     #[error("{0:?} is no interface name: 1 to 15 bytes without space, `/` or `:` are, `.` and `..` are not")]
@@ -42,6 +46,22 @@ pub enum Invalid {
     /// A length that a Geneve option cannot have (RFC 8926, section 3.5).
     #[error("{0} bytes are no length of a Geneve option: 0 to 124, a multiple of 4, are")]
     OptionLength(usize),
+    /// Neither a protocol's name nor its number.
+    #[error("{0:?} is no protocol: tcp, udp, sctp, icmp, icmpv6 and the numbers 0 to 255 are")]
+    Protocol(String),
+    /// Neither a port nor a range of ports.
+    #[error("{0:?} is neither a port nor a range of ports")]
+    Ports(String),
+    /// A range without a port in it, or with the port 0.
+    #[error(
+        "{first} to {last} is no range of ports: it starts at 1 or later and does not end before it starts"
+    )]
+    PortOrder {
+        /// The first port as it was given.
+        first: u16,
+        /// The last port as it was given.
+        last: u16,
+    },
 }
 
 /// The text form is the serde form.
@@ -62,13 +82,14 @@ macro_rules! text_serde {
     };
 }
 
-/// The name of an object: 1 to 63 of `A-Z a-z 0-9 . _ / -`.
+/// The name of an object: 1 to 333 of `A-Z a-z 0-9 . _ / -`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
 impl Name {
-    /// The longest name in bytes.
-    pub const MAX_LEN: usize = 63;
+    /// The longest name in bytes: room for `namespace/name/interface` in Kubernetes, where a namespace is a label of
+    /// up to 63 and a name a subdomain of up to 253 (RFC 1123, as the API reference of Kubernetes takes it).
+    pub const MAX_LEN: usize = 63 + 1 + 253 + 1 + InterfaceName::MAX_LEN;
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
@@ -300,11 +321,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_1_to_63_plain_characters() {
-        for good in ["a", "default/web-0", "node_b.example", &"x".repeat(63)] {
+    fn a_name_has_1_to_333_plain_characters() {
+        for good in ["a", "default/web-0", "node_b.example", &"x".repeat(333)] {
             assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
         }
-        for bad in ["", "two words", "a:b", "naïve", "a\n", &"x".repeat(64)] {
+        for bad in ["", "two words", "a:b", "naïve", "a\n", &"x".repeat(334)] {
             assert_eq!(bad.parse::<Name>(), Err(Invalid::Name(bad.to_owned())));
         }
     }

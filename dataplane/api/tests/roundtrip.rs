@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is a test")]
 
+#[path = "roundtrip/stateful.rs"]
+mod stateful;
+
 use std::net::IpAddr;
 
 use penstock_api::convert::{keys_from_proto, objects_from_proto};
@@ -16,7 +19,7 @@ use proptest::sample::select;
 use prost::Message;
 
 fn names() -> impl Strategy<Value = Name> {
-    "[A-Za-z0-9._/-]{1,63}".prop_map(|text| text.parse().unwrap())
+    "[A-Za-z0-9._/-]{1,333}".prop_map(|text| text.parse().unwrap())
 }
 
 fn interfaces() -> impl Strategy<Value = InterfaceName> {
@@ -115,10 +118,13 @@ fn attachments() -> impl Strategy<Value = Attachment> {
 
 fn endpoints() -> impl Strategy<Value = Endpoint> {
     let wire = (attachments(), macs(), xdp_modes(), option::of(1_u32..));
-    (names(), names(), wire, station_lists(1), mtus()).prop_map(|(name, network, wire, addresses, mtu)| {
-        let (attachment, mac, xdp, queues) = wire;
-        Endpoint { name, network, attachment, mac, addresses, mtu, xdp, queues }
-    })
+    let place = (names(), names(), station_lists(1), mtus());
+    (place, wire, option::of(names()), option::of(stateful::limits())).prop_map(
+        |((name, network, addresses, mtu), wire, identity, limits)| {
+            let (attachment, mac, xdp, queues) = wire;
+            Endpoint { name, network, attachment, mac, addresses, mtu, xdp, queues, identity, limits }
+        },
+    )
 }
 
 fn peers() -> impl Strategy<Value = Peer> {
@@ -150,7 +156,35 @@ fn objects() -> impl Strategy<Value = Object> {
         endpoints().prop_map(Object::Endpoint),
         peers().prop_map(Object::Peer),
         routes().prop_map(Object::Route),
+        stateful::identities().prop_map(Object::Identity),
+        stateful::tiers().prop_map(Object::Tier),
+        stateful::policies().prop_map(Object::Policy),
+        stateful::services().prop_map(Object::Service),
+        stateful::backends().prop_map(Object::Backends),
+        stateful::nat_pools().prop_map(Object::NatPool),
+        stateful::egress_ips().prop_map(Object::EgressIp),
     ]
+}
+
+/// Puts a value of a wrong type in the place of the `n`th value below `value`, if there is one.
+fn spoil(value: &mut toml::Value, n: &mut usize) -> bool {
+    let below: Vec<&mut toml::Value> = match value {
+        toml::Value::Table(table) => table.iter_mut().map(|(_, value)| value).collect(),
+        toml::Value::Array(values) => values.iter_mut().collect(),
+        _ => Vec::new(),
+    };
+    for value in below {
+        if *n == 0 {
+            let wrong = if value.is_bool() { toml::Value::Integer(-1) } else { toml::Value::Boolean(true) };
+            *value = wrong;
+            return true;
+        }
+        *n -= 1;
+        if spoil(value, n) {
+            return true;
+        }
+    }
+    false
 }
 
 proptest! {
@@ -175,6 +209,38 @@ proptest! {
         let tables: Tables = [object.clone()].into_iter().collect();
         let text = toml::to_string(&tables).unwrap();
         prop_assert_eq!(parse_objects(&text, "t.toml"), Ok(vec![object]), "{}", text);
+    }
+
+    #[test]
+    fn a_value_of_a_wrong_type_is_refused_with_a_mend(object in objects(), which in 0_usize..60) {
+        let tables: Tables = [object].into_iter().collect();
+        let mut file = toml::Value::try_from(&tables).unwrap();
+        let mut n = which + 2;
+        // The first two are the list of tables and its one row.
+        if spoil(&mut file, &mut n) {
+            let text = toml::to_string(&file).unwrap();
+            let faults = parse_objects(&text, "t.toml").unwrap_err();
+            let said = |text: &str| !text.is_empty() && !text.starts_with("see the example");
+            prop_assert!(faults.iter().all(|f| said(&f.object) && said(&f.problem) && said(&f.mend)), "{:?}\n{}", faults, text);
+        }
+    }
+
+    #[test]
+    fn a_damaged_object_is_read_or_refused_with_a_mend(
+        object in objects(),
+        damages in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = proto::Object::from(&object).encode_to_vec();
+        for (place, byte) in damages {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        if let Ok(message) = proto::Object::decode(bytes.as_slice())
+            && let Err(faults) = objects_from_proto(vec![message])
+        {
+            let said = |text: &str| !text.is_empty() && !text.starts_with("see the example");
+            prop_assert!(faults.iter().all(|f| said(&f.object) && said(&f.problem) && said(&f.mend)), "{:?}", faults);
+        }
     }
 
     #[test]

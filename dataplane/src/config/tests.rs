@@ -120,3 +120,72 @@ fn settings_that_a_running_daemon_keeps_are_named() {
     assert_eq!(before.fixed_differences(&after), ["workers.cpus", "memory.chunks"]);
     assert!(before.fixed_differences(&before).is_empty());
 }
+
+#[test]
+fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
+    let config = Config::parse(GOOD, "n").unwrap();
+    assert_eq!(config.connections.endpoint_share(), (1 << 19, (1 << 20) / 10));
+    assert_eq!(config.connections.region(&config.socket), Path::new("/run/penstock/penstock.connections"));
+    assert_eq!(config.services.node_ports, ["30000-32767".parse().unwrap()]);
+    let said = said(&format!(
+        "{GOOD}
+        [connections]
+        capacity = 7
+        endpoint-percent = 0
+        half-open-percent = 101
+        region = \"here\"
+        pick-up = \"yes\"
+        [services]
+        node-ports = [\"30000-31000\", \"31000\"]
+        node-port-addresses = [\"192.0.2.1/24\"]
+        "
+    ));
+    // What cannot be read makes its section the default, so that its other values are not looked at yet.
+    assert_says(&said, "n.toml: [connections], `pick-up`");
+    assert_says(&said, "n.toml: [services], `node-port-addresses[0]`: 192.0.2.1/24 has host bits set");
+    let said = self::said(&format!(
+        "{GOOD}
+        [connections]
+        capacity = 7
+        endpoint-percent = 0
+        half-open-percent = 101
+        region = \"here\"
+        timeouts-s = {{ udp = 0, tcp-established = 86400 }}
+        [services]
+        node-ports = [\"30000-31000\", 31000]
+        "
+    ));
+    for part in [
+        "[connections], `capacity`: a table of 7 connections",
+        "[connections], `endpoint-percent`: 0",
+        "[connections], `half-open-percent`: 101",
+        "[connections], `region`: \"here\" is no absolute path",
+        "[connections], `timeouts-s.udp`: 0 seconds",
+        "[services], `node-ports[1]`: 31000 overlaps 30000-31000",
+    ] {
+        assert_says(&said, part);
+    }
+    assert_eq!(said.len(), 6, "{said:#?}");
+}
+
+#[test]
+fn node_ports_are_those_of_the_file() {
+    let service = "
+        [[service]]
+        name = \"s\"
+        network = \"default\"
+        ports = [{ name = \"a\", port = 80, node-port = 8080 }]
+        ";
+    assert_says(&said(&format!("{GOOD}{service}")), "8080 is none of this node's node ports, 30000-32767");
+    let config = Config::parse(&format!("{GOOD}{service}[services]\nnode-ports = [\"8000-8999\"]\n"), "n");
+    assert_eq!(config.unwrap().objects.len(), 4);
+}
+
+#[test]
+fn the_example_of_the_stateful_tier_shows_every_kind_of_object() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/node-stateful.toml"));
+    let config = Config::load(path).unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let kinds: std::collections::HashSet<_> = config.objects.iter().map(std::mem::discriminant).collect();
+    assert_eq!(kinds.len(), 12);
+    assert_eq!(config.services.zone.map(|zone| zone.to_string()), Some("rack-1".to_owned()));
+}

@@ -288,6 +288,7 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
         stage: stage.to_owned(),
         decision,
         detail,
+        fact: None,
     };
     Ok(proto::Explanation { steps: steps.into_iter().map(step).collect(), verdict, delivered })
 }
