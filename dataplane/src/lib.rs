@@ -11,6 +11,7 @@
 
 mod capture;
 pub mod config;
+pub mod conntrack;
 pub mod control;
 pub mod drop;
 pub mod flow;

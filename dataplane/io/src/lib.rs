@@ -15,6 +15,7 @@ pub mod pcap;
 pub mod pool;
 pub mod port;
 pub mod region;
+pub mod shared;
 pub mod steer;
 pub mod tap;
 pub mod xsk;

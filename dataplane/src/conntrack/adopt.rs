@@ -1,0 +1,159 @@
+//! Taking over the entries that a former daemon left, however it ended.
+
+use std::io;
+
+use super::entry::{
+    self, BYTES, CONTROL, Connection, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, PARTIES,
+    Parties, REPLY,
+};
+use super::life::{Marks, Seconds, State};
+use super::table::{Plan, Table};
+use super::tuple::{Direction, HashSeed};
+use super::upkeep::binding_key;
+use super::words::{Memory, Ordering, Record};
+
+/// What a table found in its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adoption {
+    /// Connections and bindings that go on.
+    pub kept: u32,
+    /// Whose time was over.
+    pub expired: u32,
+    /// That nobody claimed.
+    pub disowned: u32,
+    /// That were being written or removed when the writer ended, or are damaged.
+    pub broken: u32,
+}
+
+impl Table {
+    /// A table over `memory`: new if that is zero, else with all whole connections that a former one left there.
+    ///
+    /// Every entry is judged by itself: one whose writer was killed on the way is dropped, never completed by guess.
+    /// The index, the owners' counts and the free list are made anew. Decisions are forgotten (their epochs begin anew),
+    /// and `claim` says whose each connection is now; `None` ends it. Bindings are not asked for.
+    ///
+    /// # Errors
+    /// The kernel's, when there is no memory for the index; a capacity of zero, or more than the memory holds.
+    pub fn over(
+        memory: Memory,
+        seed: HashSeed,
+        plan: Plan,
+        now: Seconds,
+        mut claim: impl FnMut(&Connection) -> Option<Parties>,
+    ) -> io::Result<(Table, Adoption)> {
+        let table = Table::bare(memory, seed, plan)?;
+        let mut adoption = Adoption::default();
+        for index in 0..table.capacity() {
+            let verdict = table.judge(index, now, &mut claim);
+            match verdict {
+                Verdict::Kept => adoption.kept += 1,
+                Verdict::Free => {}
+                Verdict::Expired => adoption.expired += 1,
+                Verdict::Disowned => adoption.disowned += 1,
+                Verdict::Broken => adoption.broken += 1,
+            }
+            if verdict != Verdict::Kept {
+                bury(&table.records[index as usize]);
+            }
+        }
+        table.count_bindings_uses();
+        table.deal_free_entries();
+        Ok((table, adoption))
+    }
+
+    fn judge(
+        &self,
+        index: u32,
+        now: Seconds,
+        claim: &mut impl FnMut(&Connection) -> Option<Parties>,
+    ) -> Verdict {
+        let record = &self.records[index as usize];
+        let control = record[CONTROL].load(Ordering::Relaxed);
+        if !entry::lives(control) {
+            return Verdict::Free;
+        }
+        let generation = entry::generation_of(control);
+        let Some(connection) = entry::copy(record, ConnectionRef::new(index, generation)) else {
+            return Verdict::Broken;
+        };
+        let (original, reply) = (connection.original, connection.reply);
+        if entry::control(generation, entry::seal(generation, &original, &reply)) != control {
+            return Verdict::Broken;
+        }
+        let parties = if connection.status.state == State::Binding {
+            // Nobody's, and the sweep's to forget once no connection is found to use it.
+            Parties::default()
+        } else if connection.deadline <= now {
+            return Verdict::Expired;
+        } else if let Some(parties) = claim(&connection) {
+            parties
+        } else {
+            return Verdict::Disowned;
+        };
+        let places = [self.place(&original), self.place(&reply)];
+        let free = |at: usize, tuple| {
+            self.find_at(places[at], tuple).is_none_or(|(by, _)| by.connection.index() == index)
+        };
+        let half_open = connection.status.is_half_open();
+        if !free(0, &original) || !free(1, &reply) || !self.join(parties.owner, half_open) {
+            return Verdict::Broken;
+        }
+        let placed = self.index.insert(places[0], Direction::Original, index)
+            && (original == reply || self.index.insert(places[1], Direction::Reply, index));
+        if !placed {
+            self.index.remove(places[0], Direction::Original, index);
+            self.leave(parties.owner, half_open);
+            return Verdict::Broken;
+        }
+        record[PARTIES].store(parties.word(), Ordering::Relaxed);
+        record[DECISION].store(Decision::default().word(generation), Ordering::Relaxed);
+        self.lanes.lane(0).begun(half_open);
+        Verdict::Kept
+    }
+
+    /// Counts anew which connections hold which bindings.
+    fn count_bindings_uses(&self) {
+        let living =
+            |index| self.living_at(index).map(|(connection, life)| (connection.index() as usize, life));
+        let is_binding = |life: &Life| life.status.state == State::Binding;
+        for (index, _) in (0..self.capacity()).filter_map(living).filter(|(_, life)| is_binding(life)) {
+            self.records[index][BYTES[0]].store(0, Ordering::Relaxed);
+        }
+        let is_bound = |life: &Life| life.status.marks.has(Marks::BOUND);
+        for (index, _) in (0..self.capacity()).filter_map(living).filter(|(_, life)| is_bound(life)) {
+            let record = &self.records[index];
+            let key = binding_key(&entry::load_tuple(record, ORIGINAL), &entry::load_tuple(record, REPLY));
+            if let Some((found, _)) = self.find_at(self.place(&key), &key) {
+                self.records[found.connection.index() as usize][BYTES[0]].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Gives every worker the free entries of its part of the table, the first ones on top.
+    fn deal_free_entries(&self) {
+        let workers = self.lanes.count() as u64;
+        for index in (0..self.capacity()).rev() {
+            if !entry::lives(self.records[index as usize][CONTROL].load(Ordering::Relaxed)) {
+                let worker = u64::from(index) * workers / u64::from(self.capacity());
+                self.give_free(self.lanes.lane(worker as u16), index);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Kept,
+    Free,
+    Expired,
+    Disowned,
+    Broken,
+}
+
+/// Makes an entry a free one of a generation that was not yet.
+fn bury(record: &Record) {
+    record[LIFE].store(DEAD, Ordering::Relaxed);
+    let generation = entry::generation_of(record[CONTROL].load(Ordering::Relaxed));
+    let next = if generation & 1 == 1 { generation.wrapping_add(1) } else { generation };
+    record[CONTROL].store(entry::control(next, 0), Ordering::Release);
+}

@@ -1,0 +1,271 @@
+//! An entry: sixteen words that hold both directions of a connection, and how they are read and written.
+//!
+//! ```text
+//!  0        1 .. 5          6                               7
+//!  control  original tuple  life                            decision          first cache line
+//!  8 .. 12      13       14 15
+//!  reply tuple  parties  bytes each way                                       second
+//!
+//!  control:  generation 32 | seal 32        odd: lives        life:      deadline 32 | status 16 | generation 16
+//!  parties:  owner 32 | backend 32                            decision:  epoch 32 | verdict 16 | generation 16
+//! ```
+//!
+//! Tuples never change while an entry lives. Life and decision carry the generation's lower half, so that a writer whose
+//! entry was reused under its hands writes nothing. The seal is a check sum of what never changes: adoption believes no
+//! entry without it.
+
+use super::life::{Seconds, Status};
+use super::table::Owner;
+use super::tuple::{Direction, Tuple, fold};
+use super::words::{Ordering, Record, fence};
+
+pub(crate) const CONTROL: usize = 0;
+pub(crate) const ORIGINAL: usize = 1;
+pub(crate) const LIFE: usize = 6;
+pub(crate) const DECISION: usize = 7;
+pub(crate) const REPLY: usize = 8;
+pub(crate) const PARTIES: usize = 13;
+pub(crate) const BYTES: [usize; 2] = [14, 15];
+/// In an entry that is free: the number of the next free one, plus one.
+pub(crate) const NEXT: usize = ORIGINAL;
+
+/// A connection by its place and the generation of that place: a flow may keep it, and one load tells whether it lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ConnectionRef(u64);
+
+impl ConnectionRef {
+    /// No connection; never live.
+    pub const NONE: ConnectionRef = ConnectionRef(0);
+
+    pub(crate) const fn new(index: u32, generation: u32) -> ConnectionRef {
+        ConnectionRef((generation as u64) << 32 | index as u64)
+    }
+
+    pub(crate) const fn index(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(crate) const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The reference as a word, e.g. for a flow's entry.
+    #[inline]
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The reference of a word that [`ConnectionRef::to_bits`] gave.
+    #[inline]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> ConnectionRef {
+        ConnectionRef(bits)
+    }
+}
+
+/// What was decided about a connection, and under which epoch of its policies: 48 bits that are the caller's own.
+///
+/// A table that is adopted forgets all decisions: epochs start anew with the daemon. Epoch zero is never current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// The epoch of what it was decided by.
+    pub epoch: u32,
+    /// What was decided, e.g. by which rule.
+    pub verdict: u16,
+}
+
+impl Decision {
+    pub(crate) const fn word(self, generation: u32) -> u64 {
+        (self.epoch as u64) << 32 | (self.verdict as u64) << 16 | (generation & 0xffff) as u64
+    }
+
+    const fn of(word: u64) -> Decision {
+        Decision { epoch: (word >> 32) as u32, verdict: (word >> 16) as u16 }
+    }
+}
+
+/// Whose a connection is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parties {
+    /// Whose share it counts against.
+    pub owner: Owner,
+    /// The backend that a service chose; the number is the caller's own.
+    pub backend: u32,
+}
+
+impl Parties {
+    pub(crate) const fn word(self) -> u64 {
+        (self.owner.0 as u64) << 32 | self.backend as u64
+    }
+
+    pub(crate) const fn of(word: u64) -> Parties {
+        Parties { owner: Owner((word >> 32) as u32), backend: word as u32 }
+    }
+}
+
+/// An entry's word of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) deadline: Seconds,
+    pub(crate) status: Status,
+    pub(crate) generation: u16,
+}
+
+/// What stands in the word of life of an entry that is dying or dead.
+pub(crate) const DEAD: u64 = 0;
+
+impl Life {
+    pub(crate) const fn word(self) -> u64 {
+        (self.deadline.0 as u64) << 32 | (self.status.bits() as u64) << 16 | self.generation as u64
+    }
+
+    /// `None` for the dead, and for what no writer writes.
+    #[inline]
+    pub(crate) fn of(word: u64) -> Option<Life> {
+        let status = Status::from_bits((word >> 16) as u16)?;
+        Some(Life { deadline: Seconds((word >> 32) as u32), status, generation: word as u16 })
+    }
+
+    #[inline]
+    pub(crate) fn is_over(self, now: Seconds) -> bool {
+        self.deadline <= now
+    }
+}
+
+/// A connection, copied out of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Which one it is.
+    pub reference: ConnectionRef,
+    /// The packet that opened it, as it came.
+    pub original: Tuple,
+    /// Its answer, as it comes: the inverse of the original unless addresses are translated.
+    pub reply: Tuple,
+    /// How far it is.
+    pub status: Status,
+    /// When it is forgotten unless a packet comes.
+    pub deadline: Seconds,
+    /// Whose it is.
+    pub parties: Parties,
+    /// What was decided about it.
+    pub decision: Decision,
+    /// Bytes that were told of, in the original direction and in the other.
+    pub bytes: [u64; 2],
+}
+
+impl Connection {
+    /// A packet of it in `direction`, as it comes.
+    #[must_use]
+    pub fn arrives_as(&self, direction: Direction) -> Tuple {
+        match direction {
+            Direction::Original => self.original,
+            Direction::Reply => self.reply,
+        }
+    }
+
+    /// A packet of it in `direction`, as it goes on: translated, where it is.
+    #[must_use]
+    pub fn leaves_as(&self, direction: Direction) -> Tuple {
+        self.arrives_as(direction.other()).inverse()
+    }
+
+    /// Whether the source of the original direction is translated.
+    #[must_use]
+    pub fn translates_source(&self) -> bool {
+        let sent = self.leaves_as(Direction::Original);
+        (sent.src(), sent.sport()) != (self.original.src(), self.original.sport())
+    }
+
+    /// Whether the destination of the original direction is translated.
+    #[must_use]
+    pub fn translates_destination(&self) -> bool {
+        let sent = self.leaves_as(Direction::Original);
+        (sent.dst(), sent.dport()) != (self.original.dst(), self.original.dport())
+    }
+}
+
+/// The check sum of what never changes in an entry.
+pub(crate) fn seal(generation: u32, original: &Tuple, reply: &Tuple) -> u32 {
+    // Any odd constants would do: the sum guards against damage, not against people. These are fractions of the golden
+    // ratio and of the square root of two.
+    let mut sum = u64::from(generation) ^ 0x9e37_79b9_7f4a_7c15;
+    for word in original.words.iter().chain(&reply.words) {
+        sum = fold(sum ^ word, 0x6a09_e667_f3bc_c909).rotate_left(17) ^ word;
+    }
+    (sum ^ sum >> 32) as u32
+}
+
+pub(crate) const fn control(generation: u32, seal: u32) -> u64 {
+    (generation as u64) << 32 | seal as u64
+}
+
+/// Whether a control word says that its entry lives.
+#[inline(always)]
+pub(crate) const fn lives(control: u64) -> bool {
+    control >> 32 & 1 == 1
+}
+
+#[inline(always)]
+pub(crate) const fn generation_of(control: u64) -> u32 {
+    (control >> 32) as u32
+}
+
+/// Reads a tuple word by word; only the control word says whether the words belong together.
+#[inline]
+pub(crate) fn load_tuple(record: &Record, at: usize) -> Tuple {
+    Tuple { words: std::array::from_fn(|word| record[at + word].load(Ordering::Relaxed)) }
+}
+
+#[inline]
+pub(crate) fn store_tuple(record: &Record, at: usize, tuple: &Tuple) {
+    for (word, value) in tuple.words.iter().enumerate() {
+        record[at + word].store(*value, Ordering::Relaxed);
+    }
+}
+
+/// Whether an entry lives and has `tuple` in `direction`; then its generation and life.
+#[inline]
+pub(crate) fn matches(record: &Record, direction: Direction, tuple: &Tuple) -> Option<(u32, Life)> {
+    let before = record[CONTROL].load(Ordering::Acquire);
+    if !lives(before) {
+        return None;
+    }
+    let at = if direction == Direction::Original { ORIGINAL } else { REPLY };
+    let same =
+        tuple.words.iter().zip(&record[at..]).all(|(want, word)| word.load(Ordering::Relaxed) == *want);
+    if !same {
+        return None;
+    }
+    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
+    // The words above are this generation's only if the control word is still the same behind them.
+    fence(Ordering::Acquire);
+    let generation = generation_of(before);
+    let whole = record[CONTROL].load(Ordering::Relaxed) == before && life.generation == generation as u16;
+    whole.then_some((generation, life))
+}
+
+/// Copies an entry of that generation; `None` if it is gone.
+pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connection> {
+    let before = record[CONTROL].load(Ordering::Acquire);
+    if !lives(before) || generation_of(before) != reference.generation() {
+        return None;
+    }
+    let (original, reply) = (load_tuple(record, ORIGINAL), load_tuple(record, REPLY));
+    let [decision, parties] = [DECISION, PARTIES].map(|at| record[at].load(Ordering::Relaxed));
+    let bytes = BYTES.map(|at| record[at].load(Ordering::Relaxed));
+    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
+    fence(Ordering::Acquire);
+    let whole =
+        record[CONTROL].load(Ordering::Relaxed) == before && life.generation == reference.generation() as u16;
+    whole.then_some(Connection {
+        reference,
+        original,
+        reply,
+        status: life.status,
+        deadline: life.deadline,
+        parties: Parties::of(parties),
+        decision: Decision::of(decision),
+        bytes,
+    })
+}

@@ -1,0 +1,445 @@
+//! The table of connections: found without locks, created in both directions at once.
+
+use std::io;
+
+use penstock_io::shared::Layout;
+use thiserror::Error;
+
+use super::census::{Count, Counts, Lane, Lanes};
+use super::entry::{
+    self, BYTES, CONTROL, Connection, ConnectionRef, DECISION, Decision, LIFE, Life, NEXT, ORIGINAL, PARTIES,
+    Parties, REPLY,
+};
+use super::index::{Guard, Index, MOST_ENTRIES, Place};
+use super::life::{Seconds, Settings, State, Status};
+use super::tuple::{Direction, HashSeed, Tuple};
+use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence};
+
+/// The version of an entry's words: raised with every change of their meaning.
+const LAYOUT_VERSION: u32 = 1;
+
+/// A worker's number, from zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerId(pub u16);
+
+/// Whose share a connection counts against: an endpoint, or nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner(pub(crate) u32);
+
+impl Owner {
+    /// Nobody: the host, the outside. Counted, never limited by itself unless [`Limits`] say so.
+    pub const NOBODY: Owner = Owner(0);
+
+    /// The endpoint of that number, which must be below [`Plan::owners`] minus one.
+    #[must_use]
+    pub const fn endpoint(number: u32) -> Owner {
+        Owner(number.saturating_add(1))
+    }
+
+    /// The endpoint's number.
+    #[must_use]
+    pub const fn number(self) -> Option<u32> {
+        self.0.checked_sub(1)
+    }
+}
+
+/// What a table is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Connections and bindings that it holds at most; up to 2^24 - 2.
+    pub capacity: u32,
+    /// Owners that it counts for, nobody included; eight bytes each.
+    pub owners: u32,
+    /// Workers that share its upkeep.
+    pub workers: u16,
+}
+
+impl Plan {
+    /// The layout of the shared region that holds such a table.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        Layout {
+            version: LAYOUT_VERSION,
+            words: self.capacity as usize * ENTRY_WORDS,
+            shape: self.capacity as u64,
+        }
+    }
+}
+
+/// What an owner may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections.
+    pub connections: u32,
+    /// Connections whose handshake is not done.
+    pub half_open: u32,
+}
+
+impl Limits {
+    /// As many as the table holds.
+    pub const NONE: Limits = Limits { connections: u32::MAX, half_open: u32::MAX };
+}
+
+/// A connection to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The packet that opens it, as it came.
+    pub original: Tuple,
+    /// The same packet as it goes on: to the backend that a service chose, from the address that it is given. Its answer
+    /// comes as this one's inverse.
+    pub forwarded: Tuple,
+    /// How far it is, see [`life::open`](super::life::open).
+    pub status: Status,
+    /// Whose it is.
+    pub parties: Parties,
+    /// What was decided about it.
+    pub decision: Decision,
+}
+
+/// What a tuple was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// A packet of this connection ...
+    pub connection: ConnectionRef,
+    /// ... in this direction.
+    pub direction: Direction,
+    /// How far it is.
+    pub status: Status,
+}
+
+/// Why a connection was not created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// One of its tuples belongs to another connection.
+    #[error("the tuple in the {:?} direction is another connection's", .ours)]
+    Taken {
+        /// Which of the two. The original one: another worker was quicker with the same connection.
+        ours: Direction,
+        /// Whose it is.
+        by: Match,
+    },
+    /// No entry is free, and none of those looked at could give way.
+    #[error("the connection table is full of assured connections: raise its capacity")]
+    Full,
+    /// Its owner has all the connections that it may have.
+    #[error("the endpoint has as many connections as it may have")]
+    OwnerLimit,
+    /// Its owner has all the half-open connections that it may have.
+    #[error("the endpoint has as many half-open connections as it may have: is it being flooded?")]
+    HalfOpenLimit,
+    /// The owner's number is beyond what the table was planned for.
+    #[error("the table counts for fewer endpoints than there are: raise the number of owners")]
+    UnknownOwner,
+    /// Another worker did not let go of a bucket for some microseconds: it was interrupted.
+    #[error("another worker holds the bucket; the next packet will find it free")]
+    Contended,
+    /// No external port was free, see [`nat::open`](super::nat::open).
+    #[error("no external port is free for this destination: the pool needs more addresses or ports")]
+    Exhausted,
+}
+
+/// The connections of a node.
+pub struct Table {
+    pub(crate) records: &'static [Record],
+    pub(crate) index: Index,
+    pub(crate) lanes: Lanes,
+    /// Connections in the upper half, half-open ones in the lower.
+    owners: Box<[AtomicU64]>,
+    pub(crate) seed: HashSeed,
+}
+
+const ONE_CONNECTION: u64 = 1 << 32;
+
+impl Table {
+    /// A table without entries, all of them dead or not yet judged.
+    pub(crate) fn bare(memory: Memory, seed: HashSeed, plan: Plan) -> io::Result<Table> {
+        let capacity = plan.capacity as usize;
+        if plan.capacity == 0 || plan.capacity > MOST_ENTRIES || memory.records.len() < capacity {
+            let fault = format!(
+                "a connection table of {capacity} entries in memory for {}: between 1 and {MOST_ENTRIES} can be",
+                memory.records.len()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
+        }
+        Ok(Table {
+            records: &memory.records[..capacity],
+            index: Index::for_entries(plan.capacity)?,
+            lanes: Lanes::new(plan.workers, plan.capacity),
+            owners: (0..plan.owners.max(1)).map(|_| AtomicU64::new(0)).collect(),
+            seed,
+        })
+    }
+
+    /// Connections and bindings that fit.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.records.len() as u32
+    }
+
+    /// Bytes of memory, index and counters included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.records) + self.index.bytes() + size_of_val(&*self.owners)
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.lanes.counts(self.capacity())
+    }
+
+    /// An owner's connections, and how many of them are half-open.
+    #[must_use]
+    pub fn share(&self, owner: Owner) -> (u32, u32) {
+        let word = self.owners.get(owner.0 as usize).map_or(0, |word| word.load(Ordering::Relaxed));
+        ((word >> 32) as u32, word as u32)
+    }
+
+    /// Brings near what a look-up of this tuple begins with.
+    #[inline]
+    pub fn touch(&self, tuple: &Tuple) {
+        self.index.touch(self.place(tuple));
+    }
+
+    /// The connection that a packet belongs to.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, tuple: &Tuple, now: Seconds) -> Option<Match> {
+        self.find_at(self.place(tuple), tuple).filter(|(_, life)| !life.is_over(now)).map(|(found, _)| found)
+    }
+
+    /// Whether a connection still lives: one load.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_live(&self, connection: ConnectionRef) -> bool {
+        let generation = connection.generation();
+        generation & 1 == 1
+            && self.records.get(connection.index() as usize).is_some_and(|record| {
+                entry::generation_of(record[CONTROL].load(Ordering::Acquire)) == generation
+            })
+    }
+
+    /// A copy of a connection.
+    #[must_use]
+    pub fn view(&self, connection: ConnectionRef) -> Option<Connection> {
+        entry::copy(self.records.get(connection.index() as usize)?, connection)
+    }
+
+    /// Copies connections for which `keep` is true from entry `from` on into `rows` until its capacity is used; returns
+    /// the entry to go on with, or `None` at the end.
+    pub fn list(
+        &self,
+        from: u32,
+        rows: &mut Vec<Connection>,
+        keep: impl Fn(&Connection) -> bool,
+    ) -> Option<u32> {
+        for index in from..self.capacity() {
+            if rows.len() == rows.capacity() {
+                return Some(index);
+            }
+            let record = &self.records[index as usize];
+            let generation = entry::generation_of(record[CONTROL].load(Ordering::Acquire));
+            let copied = entry::copy(record, ConnectionRef::new(index, generation));
+            rows.extend(copied.filter(|connection| keep(connection)));
+        }
+        None
+    }
+
+    /// Creates a connection: both its directions are found from the same moment on, or neither.
+    ///
+    /// A tuple that belongs to a connection whose time is over is free. When no entry is, an unassured connection gives
+    /// way, if one is found among a few.
+    ///
+    /// # Errors
+    /// [`Refused`]; each is counted.
+    pub fn create(
+        &self,
+        worker: WorkerId,
+        opening: &Opening,
+        limits: Limits,
+        settings: &Settings,
+        now: Seconds,
+    ) -> Result<ConnectionRef, Refused> {
+        let lane = self.lanes.lane(worker.0);
+        let half_open = opening.status.is_half_open();
+        let created = self.enter(lane, opening.parties.owner, half_open, limits, now).and_then(|()| {
+            let created = self.place_new(worker, opening, settings, now);
+            created.inspect_err(|_| self.leave(opening.parties.owner, half_open))
+        });
+        match &created {
+            Ok(_) => {
+                lane.note(Count::Created);
+                lane.begun(half_open);
+            }
+            Err(refused) => lane.note(match refused {
+                Refused::Taken { .. } => Count::Taken,
+                Refused::Full => Count::Full,
+                Refused::OwnerLimit | Refused::UnknownOwner => Count::OwnerLimit,
+                Refused::HalfOpenLimit => Count::HalfOpenLimit,
+                Refused::Contended => Count::Contended,
+                Refused::Exhausted => Count::Exhausted,
+            }),
+        }
+        created
+    }
+
+    #[inline]
+    pub(crate) fn place(&self, tuple: &Tuple) -> Place {
+        self.index.place(tuple.hash(self.seed))
+    }
+
+    /// The live entry of a tuple, be its time over or not.
+    #[inline]
+    pub(crate) fn find_at(&self, place: Place, tuple: &Tuple) -> Option<(Match, Life)> {
+        self.index.find(place, |slot| {
+            let (index, direction) = (slot.entry(), slot.direction());
+            let (generation, life) = entry::matches(self.records.get(index as usize)?, direction, tuple)?;
+            let connection = ConnectionRef::new(index, generation);
+            Some((Match { connection, direction, status: life.status }, life))
+        })
+    }
+
+    /// Counts a connection against its owner's share.
+    fn enter(
+        &self,
+        lane: &Lane,
+        owner: Owner,
+        half_open: bool,
+        limits: Limits,
+        now: Seconds,
+    ) -> Result<(), Refused> {
+        let share = self.owners.get(owner.0 as usize).ok_or(Refused::UnknownOwner)?;
+        let one = ONE_CONNECTION + u64::from(half_open);
+        // Twice: the second time one of the owner's own connections may have given way.
+        for attempt in 0..2 {
+            let before = share.fetch_add(one, Ordering::Relaxed);
+            let refused = if half_open && before as u32 >= limits.half_open {
+                Refused::HalfOpenLimit
+            } else if (before >> 32) as u32 >= limits.connections {
+                Refused::OwnerLimit
+            } else {
+                return Ok(());
+            };
+            share.fetch_sub(one, Ordering::Relaxed);
+            if attempt == 1 || !self.make_room(lane, Some(owner), now) {
+                return Err(refused);
+            }
+        }
+        Err(Refused::OwnerLimit)
+    }
+
+    pub(crate) fn leave(&self, owner: Owner, half_open: bool) {
+        if let Some(share) = self.owners.get(owner.0 as usize) {
+            share.fetch_sub(ONE_CONNECTION + u64::from(half_open), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn join(&self, owner: Owner, half_open: bool) -> bool {
+        let share = self.owners.get(owner.0 as usize);
+        share.map(|share| share.fetch_add(ONE_CONNECTION + u64::from(half_open), Ordering::Relaxed)).is_some()
+    }
+
+    /// A connection of this owner's has done its handshake.
+    pub(crate) fn settle(&self, lane: &Lane, owner: Owner) {
+        lane.opened();
+        if let Some(share) = self.owners.get(owner.0 as usize) {
+            share.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn place_new(
+        &self,
+        worker: WorkerId,
+        opening: &Opening,
+        settings: &Settings,
+        now: Seconds,
+    ) -> Result<ConnectionRef, Refused> {
+        let lane = self.lanes.lane(worker.0);
+        let index = self.take_free(worker, now).ok_or(Refused::Full)?;
+        let reply = opening.forwarded.inverse();
+        let deadline = now.after(settings.timeouts.of(opening.status));
+        let control = self.inscribe(index, opening, &reply, deadline);
+        let published = self.publish(lane, index, control, &opening.original, &reply, now);
+        if published.is_err() {
+            self.give_free(lane, index);
+        }
+        published
+    }
+
+    /// Writes everything but the control word of an entry that is nobody's; returns that word.
+    fn inscribe(&self, index: u32, opening: &Opening, reply: &Tuple, deadline: Seconds) -> u64 {
+        let record = &self.records[index as usize];
+        let generation = entry::generation_of(record[CONTROL].load(Ordering::Relaxed)).wrapping_add(1);
+        // A reader that sees any word written below also sees that the entry was dead before.
+        fence(Ordering::Release);
+        entry::store_tuple(record, ORIGINAL, &opening.original);
+        entry::store_tuple(record, REPLY, reply);
+        record[PARTIES].store(opening.parties.word(), Ordering::Relaxed);
+        record[DECISION].store(opening.decision.word(generation), Ordering::Relaxed);
+        BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));
+        let life = Life { deadline, status: opening.status, generation: generation as u16 };
+        record[LIFE].store(life.word(), Ordering::Relaxed);
+        entry::control(generation, entry::seal(generation, &opening.original, reply))
+    }
+
+    /// Puts an entry into the index and to life, unless one of its tuples is taken.
+    fn publish(
+        &self,
+        lane: &Lane,
+        index: u32,
+        control: u64,
+        original: &Tuple,
+        reply: &Tuple,
+        now: Seconds,
+    ) -> Result<ConnectionRef, Refused> {
+        let places = [self.place(original), self.place(reply)];
+        let _homes = self.lock_homes(places).ok_or(Refused::Contended)?;
+        for (ours, place, tuple) in
+            [(Direction::Original, places[0], original), (Direction::Reply, places[1], reply)]
+        {
+            while let Some((by, life)) = self.find_at(place, tuple) {
+                // A binding whose time is over may still be held: it is the sweep's to forget.
+                if !life.is_over(now) || life.status.state == State::Binding {
+                    return Err(Refused::Taken { ours, by });
+                }
+                self.retire(lane, by.connection, life, Count::Expired);
+            }
+        }
+        // A host that speaks to itself from and to one port has the same tuple both ways, and one slot.
+        let one_way = original == reply;
+        if !self.index.insert(places[0], Direction::Original, index) {
+            return Err(Refused::Full);
+        }
+        if !one_way && !self.index.insert(places[1], Direction::Reply, index) {
+            self.index.remove(places[0], Direction::Original, index);
+            return Err(Refused::Full);
+        }
+        // The one store that brings both directions to life.
+        self.records[index as usize][CONTROL].store(control, Ordering::Release);
+        Ok(ConnectionRef::new(index, entry::generation_of(control)))
+    }
+
+    /// Locks the home buckets of two tuples, the lower one first, so that no two workers wait for each other.
+    fn lock_homes(&self, places: [Place; 2]) -> Option<(Guard<'_>, Option<Guard<'_>>)> {
+        let [a, b] = places.map(Place::home);
+        let first = self.index.lock(a.min(b))?;
+        let second = if a == b { None } else { Some(self.index.lock(a.max(b))?) };
+        Some((first, second))
+    }
+
+    /// A free entry: the worker's own, another's, or one whose connection gives way.
+    fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
+        let next = |index: u32| {
+            self.records.get(index as usize).map_or(0, |record| record[NEXT].load(Ordering::Relaxed))
+        };
+        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(next));
+        pop().or_else(|| {
+            self.make_room(self.lanes.lane(worker.0), None, now);
+            pop()
+        })
+    }
+
+    pub(crate) fn give_free(&self, lane: &Lane, index: u32) {
+        lane.push(index, |link| self.records[index as usize][NEXT].store(link, Ordering::Relaxed));
+    }
+}
