@@ -30,6 +30,7 @@ pub mod snapshot;
 pub mod stats;
 pub mod supervisor;
 pub mod tables;
+pub mod tracker;
 mod tally;
 #[doc(hidden)]
 pub mod testbed;

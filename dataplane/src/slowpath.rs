@@ -1,29 +1,93 @@
-//! What the first packet of a flow meets, in order: zone, gateway, hops, route, link. Pure: tables and a packet's facts in,
-//! a verdict out.
+//! What the first packet of a flow meets, in order. Pure but for the connections it opens and takes on: tables, connections
+//! and a packet's facts in, a verdict out.
 //!
 //! ```text
-//!  zone (anti-spoofing) -> gateway? -> hops left? -> route -> link (neighbour or tunnel) -> length -> verdict
+//!  zone (anti-spoofing) -> gateway? -> hops left? -> connection --known------------------> route -> link -> verdict
+//!                                                       | new                                ^
+//!                                                       v                                    |
+//!                                                    service -> route -> policy -> source address (open)
 //! ```
 //!
-//! Connections, services, policy and address translation take their places between zone and link, as section order says,
-//! when they come.
+//! * [`decide`] has the stages up to the connection, [`tracked`] the rest for packets that connections are kept of,
+//! * [`link`] leads to the next station, [`words`] explains it all to people.
+
+mod link;
+mod tracked;
+mod words;
 
 use std::net::IpAddr;
 
+use penstock_io::Ticks;
 use penstock_wire::icmp;
-use penstock_wire::parse::{Net, Parsed};
+use penstock_wire::parse::{Fragment, Net, Parsed};
 use penstock_wire::reply::{Problem, Unreachable};
-use penstock_wire::{icmpv6, proto};
+use penstock_wire::rewrite::Change;
+use penstock_wire::{icmpv6, proto, sctp, tcp};
 
+use crate::conntrack::{ConnectionRef, Direction, NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, ZoneId};
 use crate::tables::{Network, Snapshot, Target, Zone};
+use crate::tracker::Tracker;
+
+pub use words::{Question, Step, describe_zone, explain};
+
+use link::link;
+use words::{describe_target, matching_row};
+
+/// What is decided by.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    /// The tables.
+    pub snapshot: &'a Snapshot,
+    /// The connections; `None` where none are kept.
+    pub tracker: Option<&'a Tracker>,
+    /// The time.
+    pub now: Ticks,
+    /// Whether somebody only asks: no connection is opened or changed.
+    pub is_trial: bool,
+}
+
+/// A flow's connection and its side of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    /// The connection, or [`ConnectionRef::NONE`].
+    pub connection: ConnectionRef,
+    /// Which way the flow goes.
+    pub direction: Direction,
+}
+
+impl Tracked {
+    /// No connection.
+    pub const NONE: Tracked = Tracked { connection: ConnectionRef::NONE, direction: Direction::Original };
+}
+
+/// How a packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    /// What every packet of its flow gets.
+    pub action: Action,
+    /// Other addresses and ports, if it gets any.
+    pub change: Option<Change>,
+    /// Its connection.
+    pub tracked: Tracked,
+    /// Whether the packets of its flow that follow go the same way without being asked.
+    pub lasts: bool,
+}
+
+impl Way {
+    /// The way of every packet of a flow that no connection is kept of.
+    #[must_use]
+    pub fn of(action: Action) -> Way {
+        Way { action, change: None, tracked: Tracked::NONE, lasts: true }
+    }
+}
 
 /// What is to become of a packet.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Do this, now and with every packet of the flow.
-    Install(Action),
+    /// Let it go on.
+    Go(Way),
     /// Answer it ourselves.
     Answer(Answer),
     /// Drop it, and tell its sender why.
@@ -74,13 +138,18 @@ pub struct Facts {
     pub hops: u8,
     /// Length of the IP packet.
     pub len: u16,
+    /// What of it a connection's life depends on.
+    pub life: Packet,
+    /// Whether it is a whole packet.
+    pub fragment: Fragment,
 }
 
 impl Facts {
-    /// The facts of a parsed IP packet; `None` for anything else.
+    /// The facts of an IP packet that `frame` was parsed to be; `None` for anything else.
     #[must_use]
-    pub fn of(parsed: &Parsed) -> Option<Facts> {
+    pub fn of(parsed: &Parsed, frame: &[u8]) -> Option<Facts> {
         let len = parsed.end - parsed.l3;
+        let payload = frame.get(parsed.l4.into()..parsed.end.into()).unwrap_or_default();
         match parsed.net {
             Net::V4(flow) => Some(Facts {
                 src: flow.src.into(),
@@ -90,6 +159,8 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.ttl,
                 len,
+                life: life_of(flow.proto, flow.dport, payload),
+                fragment: flow.fragment,
             }),
             Net::V6(flow) => Some(Facts {
                 src: flow.src.into(),
@@ -99,6 +170,8 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.hop_limit,
                 len,
+                life: life_of(flow.proto, flow.dport, payload),
+                fragment: flow.fragment,
             }),
             Net::Arp | Net::Other(_) => None,
         }
@@ -121,6 +194,30 @@ impl Facts {
     }
 }
 
+/// What of a packet its connection's life depends on; the flags of a later fragment are not seen and change nothing.
+fn life_of(protocol: u8, dport: u16, payload: &[u8]) -> Packet {
+    match protocol {
+        proto::TCP => Packet::Tcp(payload.get(tcp::FLAGS_AT).copied().unwrap_or(tcp::ACK)),
+        proto::SCTP => Packet::Sctp(payload.get(sctp::HEADER_LEN).copied().unwrap_or(sctp::DATA)),
+        proto::UDP => Packet::Udp,
+        proto::ICMP => Packet::Echo { request: (dport >> 8) as u8 == icmp::ECHO_REQUEST },
+        proto::ICMPV6 => Packet::Echo { request: (dport >> 8) as u8 == icmpv6::ECHO_REQUEST },
+        _ => Packet::Other,
+    }
+}
+
+/// What policies look at beside addresses and protocol, of the packet as it goes on: the destination port, type and
+/// code of ICMP, nothing of what has neither.
+fn key_of(sent: &Tuple) -> Option<u16> {
+    match sent.protocol() {
+        // Connections are kept of echoes only, and rules speak of the request.
+        proto::ICMP => Some(u16::from(icmp::ECHO_REQUEST) << 8),
+        proto::ICMPV6 => Some(u16::from(icmpv6::ECHO_REQUEST) << 8),
+        proto::TCP | proto::UDP | proto::SCTP => Some(sent.dport()),
+        _ => None,
+    }
+}
+
 /// Decides about a frame that is no IP packet or needs no table: ARP and neighbour discovery.
 ///
 /// `target` is the address that an ARP request or a neighbour solicitation asks for.
@@ -134,7 +231,8 @@ pub fn decide_question(network: &Network, answer: Answer, target: Option<IpAddr>
 
 /// Decides about an IP packet that came from `zone`.
 #[must_use]
-pub fn decide(snapshot: &Snapshot, zone: ZoneId, packet: &Facts, watch: &mut impl Watch) -> Verdict {
+pub fn decide(scene: Scene<'_>, zone: ZoneId, packet: &Facts, watch: &mut impl Watch) -> Verdict {
+    let snapshot = scene.snapshot;
     let Some((zone, network)) = network_of(snapshot, zone) else {
         return Verdict::Drop(Cause::UnknownPort.into());
     };
@@ -158,7 +256,20 @@ pub fn decide(snapshot: &Snapshot, zone: ZoneId, packet: &Facts, watch: &mut imp
         watch.stage("hops", || ("refuse".into(), format!("the hop limit is {}", packet.hops)));
         return Verdict::Refuse(Cause::TtlExpired.into(), Problem::HopsExceeded);
     }
+    if let Some(tracker) = scene.tracker
+        && let Some(tuple) = tuple_of(snapshot, zone, network, packet)
+    {
+        return tracked::Stages { scene, tracker, zone, network, packet, watch }.run(tuple);
+    }
     route(snapshot, zone, network, packet, watch)
+}
+
+/// The packet as connections are told apart; `None` for what no connection is made of.
+fn tuple_of(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Option<Tuple> {
+    // What comes from outside to an address of ours belongs to no network yet.
+    let is_outside = matches!(zone, Zone::Native { .. }) && snapshot.is_own_address(packet.dst);
+    let id = if is_outside { NetworkId::default() } else { NetworkId::new(network.vni.get())? };
+    Tuple::new(id, packet.src, packet.dst, packet.proto, packet.sport, packet.dport)
 }
 
 /// Decides about a packet that the dataplane itself made in `network`.
@@ -239,101 +350,34 @@ fn route(
         return Verdict::Refuse(Cause::NoRoute.into(), Problem::Unreachable(Unreachable::Network));
     };
     watch.stage("route", || (describe_target(snapshot, target), matching_row(network, packet.dst)));
-    let loops = match (zone, target) {
+    if loops(zone, target) {
+        return Verdict::Drop(Cause::RouteLoop.into());
+    }
+    let verdict = link(snapshot, target, packet, watch);
+    seen_from(snapshot, zone, verdict, |way| way)
+}
+
+/// Whether a packet would go back to where it came from.
+fn loops(zone: Zone, target: &Target) -> bool {
+    match (zone, target) {
         (
             Zone::Tunnel { peer, .. },
             Target::Tunnel { peer: next, .. } | Target::Native { peer: Some(next), .. },
         ) => peer == *next,
         (Zone::Native { .. }, Target::Native { .. }) | (Zone::Host { .. }, Target::Host) => true,
         _ => false,
-    };
-    if loops {
-        return Verdict::Drop(Cause::RouteLoop.into());
-    }
-    match link(snapshot, target, packet, watch) {
-        Verdict::Install(action) => {
-            let partial = match zone {
-                Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
-                Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
-                Zone::Host { .. } => false,
-            };
-            Verdict::Install(action.finishing_checksums(partial))
-        }
-        other => other,
     }
 }
 
-/// Stage 8: how the packet gets to the next station.
-fn link(snapshot: &Snapshot, target: &Target, packet: &Facts, watch: &mut impl Watch) -> Verdict {
-    match target {
-        Target::Endpoint(endpoint) => {
-            let endpoint = &snapshot.endpoints[*endpoint as usize];
-            watch.stage("link", || {
-                (format!("to {}", endpoint.mac), format!("endpoint {}, MTU {}", endpoint.name, endpoint.mtu))
-            });
-            Verdict::Install(Action::forward(
-                endpoint.device,
-                endpoint.mac,
-                snapshot.router_mac,
-                endpoint.mtu,
-            ))
-        }
-        Target::Host => match &snapshot.host {
-            Some(host) => {
-                watch.stage("link", || (format!("to {}", host.mac), "the host port".into()));
-                Verdict::Install(Action::forward(host.device, host.mac, snapshot.router_mac, host.mtu))
-            }
-            None => Verdict::Drop(Cause::NoHost.into()),
-        },
-        Target::Tunnel { template: Some(id), peer } => {
-            let template = &snapshot.templates[usize::from(id.0)];
-            watch.stage("link", || {
-                let peer = &snapshot.peers[*peer as usize];
-                (
-                    format!("tunnel to {}", peer.address),
-                    format!("{} bytes of headers, MTU {}", template.header.len(), template.max_len),
-                )
-            });
-            Verdict::Install(Action::encapsulate(template.device, *id, template.max_len))
-        }
-        Target::Tunnel { template: None, peer } => {
-            let path = snapshot.peers[*peer as usize].path.as_ref();
-            watch.stage("link", || ("wait".into(), "the underlay's next hop has not answered".into()));
-            Verdict::Wait(Cause::PeerUnresolved, path.map(|path| (path.device, path.next_hop)))
-        }
-        Target::Native { device, next_hop, mtu, .. } => {
-            native(snapshot, *device, next_hop.unwrap_or(packet.dst), *mtu, watch)
-        }
-        Target::Unreachable { peer } => {
-            watch.stage("link", || {
-                (
-                    "refuse".into(),
-                    format!("no underlay route to peer {}", snapshot.peers[*peer as usize].name),
-                )
-            });
-            Verdict::Refuse(Cause::PeerUnresolved.into(), Problem::Unreachable(Unreachable::Host))
-        }
-        Target::Blackhole => Verdict::Drop(Cause::Blackhole.into()),
-    }
-}
-
-fn native(
-    snapshot: &Snapshot,
-    device: DeviceId,
-    next_hop: IpAddr,
-    mtu: u16,
-    watch: &mut impl Watch,
-) -> Verdict {
-    let Some(&crate::tables::Device::Uplink { mac: ours, .. }) = snapshot.devices.get(usize::from(device.0))
-    else {
-        return Verdict::Drop(Cause::PortGone.into());
+/// Adds to a way what follows from where the packet came from, and what `complete` knows.
+fn seen_from(snapshot: &Snapshot, zone: Zone, verdict: Verdict, complete: impl FnOnce(Way) -> Way) -> Verdict {
+    let Verdict::Go(way) = verdict else { return verdict };
+    let partial = match zone {
+        Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
+        Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
+        Zone::Host { .. } => false,
     };
-    let Some(&theirs) = snapshot.neighbours.get(&(device, next_hop)) else {
-        watch.stage("link", || ("wait".into(), format!("{next_hop} has not answered")));
-        return Verdict::Wait(Cause::NeighbourUnresolved, Some((device, next_hop)));
-    };
-    watch.stage("link", || (format!("to {theirs}"), format!("{next_hop} on the underlay, MTU {mtu}")));
-    Verdict::Install(Action::forward(device, theirs, ours, mtu))
+    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))
 }
 
 fn is_group(address: IpAddr) -> bool {
@@ -350,76 +394,3 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The zone in words.
-#[must_use]
-pub fn describe_zone(snapshot: &Snapshot, zone: Zone) -> String {
-    match zone {
-        Zone::Endpoint { endpoint, .. } => snapshot
-            .endpoints
-            .get(endpoint as usize)
-            .map_or("endpoint ?".into(), |e| format!("endpoint {}", e.name)),
-        Zone::Host { .. } => "host".into(),
-        Zone::Tunnel { peer, .. } => {
-            snapshot.peers.get(peer as usize).map_or("peer ?".into(), |peer| format!("peer {}", peer.name))
-        }
-        Zone::Native { .. } => "uplink".into(),
-    }
-}
-
-fn describe_target(snapshot: &Snapshot, target: &Target) -> String {
-    let peer = |peer: &u32| snapshot.peers[*peer as usize].name.clone();
-    match target {
-        Target::Endpoint(endpoint) => format!("endpoint {}", snapshot.endpoints[*endpoint as usize].name),
-        Target::Tunnel { peer: to, .. } | Target::Unreachable { peer: to } => format!("peer {}", peer(to)),
-        Target::Native { peer: Some(to), .. } => format!("peer {} without a tunnel", peer(to)),
-        Target::Native { next_hop: Some(next_hop), .. } => format!("uplink through {next_hop}"),
-        Target::Native { .. } => "uplink".into(),
-        Target::Host => "host".into(),
-        Target::Blackhole => "blackhole".into(),
-    }
-}
-
-fn matching_row(network: &Network, dst: IpAddr) -> String {
-    let matching = network.rows.iter().filter(|row| row.prefix.contains(&dst));
-    matching.max_by_key(|row| row.prefix.prefix_len()).map_or_else(String::new, |row| {
-        format!("{} in network {}{}", row.prefix, network.name, if row.implied { " (implied)" } else { "" })
-    })
-}
-
-/// A packet that somebody asks about.
-pub type Question = Facts;
-
-/// One stage of an explanation: its name, its decision, its ground.
-pub type Step = (&'static str, String, String);
-
-impl Watch for Vec<Step> {
-    fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String)) {
-        let (decision, ground) = say();
-        self.push((stage, decision, ground));
-    }
-}
-
-/// Where a packet would go, and why: the stages, the verdict in a sentence, and whether it leaves or is answered.
-#[must_use]
-pub fn explain(snapshot: &Snapshot, from: ZoneId, packet: &Question) -> (Vec<Step>, String, bool) {
-    let mut steps = Vec::new();
-    let verdict = decide(snapshot, from, packet, &mut steps);
-    let (sentence, delivered) = match verdict {
-        Verdict::Install(action) if packet.len > action.max_len() => {
-            let sentence = format!(
-                "too long for the way: {} bytes, and {} fit; the sender is told, or the packet is cut",
-                packet.len,
-                action.max_len()
-            );
-            (sentence, false)
-        }
-        Verdict::Install(_) => ("delivered".into(), true),
-        Verdict::Answer(_) => ("answered by the dataplane itself".into(), true),
-        Verdict::Refuse(reason, _) => {
-            (format!("refused, and the sender is told: {}", reason.sentence()), false)
-        }
-        Verdict::Wait(cause, _) => (format!("waits: {}", Reason::from(cause).sentence()), false),
-        Verdict::Drop(reason) => (format!("dropped: {}", reason.sentence()), false),
-    };
-    (steps, sentence, delivered)
-}

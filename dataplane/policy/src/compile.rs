@@ -11,8 +11,8 @@ use crate::peers::{Block, Peers};
 use crate::rules::{Endpoint, Identity, Peer, Rules, Subjects};
 use crate::subject::{Stage, Subject, peers_of};
 
-/// Compiled rules.
-#[derive(Clone, Debug)]
+/// Compiled rules; by default of none.
+#[derive(Clone, Debug, Default)]
 pub struct Program {
     rules: Rules,
     /// By network.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use penstock_api::model::{Attachment, Encapsulation, RouteTarget};
+use penstock_api::model::{Attachment, Encapsulation, NatPool, RouteTarget};
 use penstock_api::{Fault, model};
 use penstock_wire::decap::TunnelKind;
 use penstock_wire::encap::{DscpMode, EncapTemplate, OuterAddresses, OuterPath};
@@ -14,9 +14,12 @@ use penstock_wire::{MacAddr, Vni};
 
 use super::desired::Desired;
 use super::lpm::{LeftAligned, Lpm};
+use super::nat;
+use super::rulebook::Rulebook;
 use super::{
     Device, Endpoint, Host, Network, Peer, PeerPath, RouteRow, Snapshot, Target, Template, TunnelZone, Zone,
 };
+use crate::conntrack::nat::Pool;
 use crate::flow::{DeviceId, TemplateId, ZoneId};
 
 /// Hops that the underlay may take: the default of RFC 1700 for IP.
@@ -84,8 +87,13 @@ pub struct PathFacts {
 
 /// Makes the snapshot. Parts of `before` whose inputs did not change are taken over.
 #[must_use]
-pub fn compile(desired: &Desired, underlay: &Underlay, before: Option<&Snapshot>) -> Snapshot {
-    Compiler::new(desired, underlay).run(before)
+pub fn compile(
+    desired: &Desired,
+    underlay: &Underlay,
+    rules: &Rulebook,
+    before: Option<&Snapshot>,
+) -> Snapshot {
+    Compiler::new(desired, underlay, rules).run(before)
 }
 
 /// The MAC address of this node's router.
@@ -107,7 +115,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &Rulebook) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
@@ -126,6 +134,8 @@ impl<'a> Compiler<'a> {
             underlay_addresses,
             partial_underlay: underlay.uplinks.values().any(|uplink| uplink.partial_checksums),
             neighbours: underlay.neighbours.clone(),
+            policies: Arc::clone(&rules.policies),
+            services: Arc::clone(&rules.services),
             // Zone 0 is nobody's: it stands for ports that no table knows.
             zones: vec![Zone::Native { network: u32::MAX }],
             ..Snapshot::default()
@@ -147,6 +157,7 @@ impl<'a> Compiler<'a> {
         self.uplinks();
         self.endpoints();
         self.tunnels();
+        self.outside();
         let mut rows: Vec<Vec<(RouteRow, Target)>> = self.networks.iter().map(|_| Vec::new()).collect();
         self.implied_routes(&mut rows);
         self.configured_routes(&mut rows);
@@ -241,6 +252,7 @@ impl<'a> Compiler<'a> {
                 addresses: endpoint.addresses.clone(),
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
+                subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
             }));
         }
     }
@@ -264,6 +276,17 @@ impl<'a> Compiler<'a> {
         }
         self.snapshot.tunnel_ports =
             [TunnelKind::Vxlan, TunnelKind::Geneve].map(|kind| (kind.port(), kind)).to_vec();
+    }
+
+    /// What services and connections have outside the cluster.
+    fn outside(&mut self) {
+        let services = self.desired.services().flat_map(|it| it.external_ips.iter().chain(&it.load_balancer_ips));
+        let pools = self.desired.nat_pools().flat_map(|pool| &pool.addresses);
+        let chosen = self.desired.egress_ips().map(|it| &it.address);
+        self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();
+        let ports = NatPool::default_ports();
+        let own = Pool::new(&self.snapshot.underlay_addresses, ports.first()..=ports.last());
+        self.snapshot.node_pool = own.ok().map(Arc::new);
     }
 
     /// Routes that follow from endpoints, the host and the peers.
@@ -376,10 +399,12 @@ impl<'a> Compiler<'a> {
         let object = self.networks[index];
         let (rows, targets): (Vec<RouteRow>, Vec<Target>) = rows.into_iter().unzip();
         let mtu = self.network_mtu(index as u32);
+        let masquerades = nat::of_network(object, self.desired, self.underlay);
         let old = before.and_then(|before| before.networks.iter().find(|network| network.vni == object.vni));
         if let Some(old) = old
             && old.rows == rows
             && old.targets == targets
+            && old.masquerades == masquerades
             && (old.name.as_str(), old.mtu, &old.gateways) == (object.name.as_str(), mtu, &object.gateways)
         {
             return Arc::clone(old);
@@ -397,6 +422,7 @@ impl<'a> Compiler<'a> {
             gateways: object.gateways.clone(),
             routes4,
             routes6,
+            masquerades,
             targets,
             rows,
         })

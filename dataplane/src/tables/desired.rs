@@ -255,6 +255,7 @@ impl Desired {
     pub fn is_native(&self, network: &Network) -> bool {
         network.encapsulation == Encapsulation::None
             || network.cross_subnet
+            || self.services().any(|service| service.network == network.name)
             || self
                 .routes()
                 .any(|route| route.network == network.name && matches!(route.via, RouteTarget::Uplink { .. }))

@@ -6,9 +6,12 @@
 pub mod compile;
 pub mod desired;
 pub mod lpm;
+pub mod nat;
+pub mod policies;
+pub mod rulebook;
 pub mod service;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,7 +21,11 @@ use penstock_wire::encap::EncapTemplate;
 use penstock_wire::{MacAddr, Vni};
 
 use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::conntrack::nat::Pool;
 use lpm::Lpm;
+use nat::Masquerade;
+use policies::Policies;
+use service::Services;
 
 /// Everything that packets are decided by.
 #[derive(Debug, Default)]
@@ -49,8 +56,24 @@ pub struct Snapshot {
     pub templates: Vec<Template>,
     /// The host port.
     pub host: Option<Host>,
+    /// What endpoints may send and receive.
+    pub policies: Arc<Policies>,
+    /// Which backends answer for services.
+    pub services: Arc<Services>,
+    /// Addresses outside the cluster, other than the uplinks', that services and connections have here.
+    pub outside_addresses: HashSet<IpAddr>,
+    /// The addresses and ports of the node that stand in for clients whose answers must come back here.
+    pub node_pool: Option<Arc<Pool>>,
     /// MAC addresses of the underlay's neighbours, by device.
     pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
+}
+
+impl Snapshot {
+    /// Whether packets from outside to `address` are for this node, or for a service or a connection that it keeps.
+    #[must_use]
+    pub fn is_own_address(&self, address: IpAddr) -> bool {
+        self.underlay_addresses.contains(&address) || self.outside_addresses.contains(&address)
+    }
 }
 
 /// A device and its part.
@@ -148,6 +171,8 @@ pub struct Network {
     pub routes4: Lpm,
     /// The IPv6 routes: positions in `targets`.
     pub routes6: Lpm,
+    /// Who leaves the cluster under another address, in the order in which it is asked.
+    pub masquerades: Vec<Masquerade>,
     /// Where routes lead.
     pub targets: Vec<Target>,
     /// The routes as a list, for people.
@@ -216,7 +241,7 @@ pub enum Target {
 }
 
 /// A local endpoint.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Endpoint {
     /// Its name.
     pub name: String,
@@ -234,6 +259,8 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether what it sends may carry checksums left for a network card to finish.
     pub partial_checksums: bool,
+    /// What policies say of it; nothing if none selects it.
+    pub subject: Option<Arc<penstock_policy::Subject>>,
 }
 
 /// Another node.

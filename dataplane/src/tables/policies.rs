@@ -17,7 +17,7 @@ use super::desired::Desired;
 use super::lpm::{LeftAligned, Lpm, key_of};
 
 /// Every policy of the node, compiled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Policies {
     program: Program,
     epoch: u32,

@@ -4,6 +4,8 @@ use crate::Malformed;
 use crate::bytes::{be16, be32};
 use crate::crc32c::Crc32c;
 
+/// The chunk that carries user data (RFC 9260 section 3.3.1).
+pub const DATA: u8 = 0;
 /// Bytes of the common header.
 pub const HEADER_LEN: usize = 12;
 /// Offset of the CRC32c.

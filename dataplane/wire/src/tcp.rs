@@ -3,6 +3,8 @@
 use crate::Malformed;
 use crate::bytes::{be16, be32};
 
+/// Offset of the flags in the header (RFC 9293 section 3.1).
+pub const FLAGS_AT: usize = 13;
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 /// Offset of the byte whose high half is the header length in units of four bytes.

@@ -17,6 +17,7 @@ mod maglev;
 mod paged;
 mod port;
 mod spec;
+mod wanted;
 
 #[cfg(all(test, not(penstock_loom)))]
 mod tests;
@@ -35,6 +36,8 @@ use std::sync::Arc;
 
 use penstock_io::Ticks;
 use penstock_wire::Vni;
+
+pub use wanted::wanted;
 
 use hash::Hash;
 use paged::{PagedMap, PagedVec};
