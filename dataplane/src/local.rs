@@ -8,13 +8,15 @@ use penstock_wire::arp::Arp;
 use penstock_wire::ndp::{self, Neighbour};
 use penstock_wire::parse::{Net, Parsed, parse};
 use penstock_wire::reply::{self, Problem};
+use penstock_wire::rewrite::rewrite;
 use penstock_wire::{fragment, proto};
 
+use crate::conntrack::related;
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, Coarse, DeviceId, Found, Key4, Key6, ZoneId};
 use crate::mailbox::Event;
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
-use crate::slowpath::{self, Answer, Facts, Verdict};
+use crate::slowpath::{self, Answer, Facts, Scene, Verdict, Way};
 use crate::tables::{Snapshot, Zone};
 
 impl Pipeline {
@@ -31,17 +33,23 @@ impl Pipeline {
         if let Some(verdict) = question(at.snapshot, zone, frame.bytes(), &parsed) {
             return self.obey(at, zone, device, verdict, &parsed, frame);
         }
-        let Some(packet) = Facts::of(&parsed) else {
+        let Some(packet) = Facts::of(&parsed, frame.bytes()) else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
+        if packet.is_icmp_error() && self.tracker.is_some() {
+            return self.relate(at, zone, &parsed, frame);
+        }
         if let Some((action, leaving)) = self.known_by_now(at, zone, &parsed)
+            && !action.is_tracked()
             && packet.hops > 1
             && leaving.len <= action.max_len()
         {
             // An earlier packet of this very burst made the flow known.
             return self.carry_out(at.snapshot, action, leaving, frame);
         }
-        let verdict = slowpath::decide(at.snapshot, zone, &packet, &mut ());
+        let tracker = self.tracker.as_ref();
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, is_trial: false };
+        let verdict = slowpath::decide(scene, zone, &packet, &mut ());
         self.obey(at, zone, device, verdict, &parsed, frame);
     }
 
@@ -55,14 +63,7 @@ impl Pipeline {
         frame: Frame,
     ) {
         match verdict {
-            Verdict::Install(action) => {
-                let leaving = self.install(at, zone, parsed, action);
-                if leaving.len > action.max_len() {
-                    self.too_long(at, zone, action, leaving, frame);
-                } else {
-                    self.carry_out(at.snapshot, action, leaving, frame);
-                }
-            }
+            Verdict::Go(way) => self.go(at, zone, &way, parsed, frame),
             Verdict::Answer(answer) => self.answer(at, zone, device, answer, parsed, frame),
             Verdict::Refuse(reason, problem) => self.refuse(at, zone, reason, problem, parsed, frame),
             Verdict::Wait(cause, wanted) => {
@@ -75,6 +76,52 @@ impl Pipeline {
             }
             Verdict::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
         }
+    }
+
+    /// Lets a packet go its way, and remembers the way if it lasts.
+    fn go(&mut self, at: Moment<'_>, zone: ZoneId, way: &Way, parsed: &Parsed, mut frame: Frame) {
+        let leaving = if way.lasts { self.install(at, zone, parsed, way) } else { self.leaving(parsed) };
+        if leaving.len > way.action.max_len() && !may_cut(parsed) {
+            // Its sender is told of the packet as it sent it.
+            return self.too_long(at, zone, way.action, leaving, frame);
+        }
+        if let Some(change) = &way.change {
+            if way.action.finishes_checksums() {
+                crate::offload::finish_checksum(frame.bytes_mut(), parsed);
+            }
+            if rewrite(frame.bytes_mut(), parsed, change).is_err() {
+                return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
+            }
+        }
+        if leaving.len > way.action.max_len() {
+            self.too_long(at, zone, way.action, leaving, frame);
+        } else {
+            self.carry_out(at.snapshot, way.action, leaving, frame);
+        }
+    }
+
+    /// An ICMP error: it goes to whoever sent the packet that it quotes, as that one knew it.
+    #[cold]
+    fn relate(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, mut frame: Frame) {
+        let Some(tracker) = &self.tracker else { return self.consume(frame) };
+        let packet = L3..usize::from(parsed.end);
+        let now = tracker.seconds(at.now);
+        let network = slowpath::place_of(at.snapshot, zone, parsed);
+        let related = network.and_then(|network| {
+            related::relate(&tracker.table, network, &frame.bytes()[packet.clone()], now).ok()
+        });
+        let Some(related) = related else {
+            return self.tally.drop(Cause::Unsolicited, frame, &mut self.pool);
+        };
+        if !related.is_untouched() && related::translate(&related, &mut frame.bytes_mut()[packet]).is_err() {
+            return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
+        }
+        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
+        let Some((facts, parsed)) = facts else {
+            return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
+        };
+        let verdict = slowpath::decide_related(at.snapshot, zone, related.sent.network(), &facts);
+        self.obey(at, zone, DeviceId::default(), verdict, &parsed, frame);
     }
 
     /// The action of a flow that became known since the tags were compared.
@@ -99,13 +146,30 @@ impl Pipeline {
         }
     }
 
+    /// What a packet that is not remembered needs to leave.
+    fn leaving(&self, parsed: &Parsed) -> Leaving {
+        let len = parsed.end - parsed.l3;
+        // The same packets of a flow take the same way through the underlay, whichever cache they are hashed for.
+        match parsed.net {
+            Net::V4(flow) => {
+                let entropy = (self.cache4.hash(&Key4::new(ZoneId::default(), &flow)) >> 32) as u32;
+                Leaving { len, tos: flow.tos, is_ipv4: true, entropy }
+            }
+            Net::V6(flow) => {
+                let entropy = (self.cache6.hash(&Key6::new(ZoneId::default(), &flow)) >> 32) as u32;
+                Leaving { len, tos: flow.tclass, is_ipv4: false, entropy }
+            }
+            Net::Arp | Net::Other(_) => Leaving { len, tos: 0, is_ipv4: true, entropy: 0 },
+        }
+    }
+
     /// Remembers a flow, and tells what its first packet needs to leave.
-    fn install(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, action: Action) -> Leaving {
+    fn install(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, way: &Way) -> Leaving {
         let (coarse, len) = (Coarse::of(at.now), parsed.end - parsed.l3);
         match parsed.net {
             Net::V4(flow) => {
                 let key = Key4::new(zone, &flow);
-                if let Some(index) = self.cache4.install(&key, action, at.epoch, coarse) {
+                if let Some(index) = self.cache4.install(&key, way.companion4(&flow), at.epoch, coarse) {
                     self.cache4.count(index, len.into(), coarse);
                 }
                 let entropy = (self.cache4.hash(&key) >> 32) as u32;
@@ -113,7 +177,7 @@ impl Pipeline {
             }
             Net::V6(flow) => {
                 let key = Key6::new(zone, &flow);
-                if let Some(index) = self.cache6.install(&key, action, at.epoch, coarse) {
+                if let Some(index) = self.cache6.install(&key, way.companion6(&flow), at.epoch, coarse) {
                     self.cache6.count(index, len.into(), coarse);
                 }
                 let entropy = (self.cache6.hash(&key) >> 32) as u32;
@@ -137,8 +201,7 @@ impl Pipeline {
             Ok(parsed) => parsed,
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
         };
-        let may_cut = matches!(parsed.net, Net::V4(flow) if !flow.dont_fragment);
-        if may_cut {
+        if may_cut(&parsed) {
             return self.cut(at, action, leaving, &parsed, frame);
         }
         let problem = Problem::TooBig { mtu: action.max_len() };
@@ -248,7 +311,7 @@ impl Pipeline {
     /// Sends a packet of our own by the routes of the zone's network.
     fn send_own(&mut self, at: Moment<'_>, zone: ZoneId, frame: Frame) {
         let network = at.snapshot.zones.get(zone.number()).map_or(u32::MAX, |zone| zone.network());
-        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed)?, parsed)));
+        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
         let Some((facts, parsed)) = facts else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
@@ -260,10 +323,10 @@ impl Pipeline {
         let entropy = (self.cache4.hash(&Key4::default()) >> 32) as u32;
         let leaving = Leaving { len: facts.len, tos, is_ipv4: facts.dst.is_ipv4(), entropy };
         match slowpath::decide_own(at.snapshot, network, &facts) {
-            Verdict::Install(action) if facts.len <= action.max_len() => {
-                self.carry_out(at.snapshot, action, leaving, frame);
+            Verdict::Go(way) if facts.len <= way.action.max_len() => {
+                self.carry_out(at.snapshot, way.action, leaving, frame);
             }
-            Verdict::Install(_) => self.tally.drop(Cause::TooBig, frame, &mut self.pool),
+            Verdict::Go(_) => self.tally.drop(Cause::TooBig, frame, &mut self.pool),
             Verdict::Drop(reason) | Verdict::Refuse(reason, _) => {
                 self.tally.drop(reason, frame, &mut self.pool)
             }
@@ -286,6 +349,11 @@ impl Pipeline {
             self.tally.drop(guest.cause, guest.frame, &mut self.pool);
         }
     }
+}
+
+/// Whether a packet may be cut into fragments on its way.
+fn may_cut(parsed: &Parsed) -> bool {
+    matches!(parsed.net, Net::V4(flow) if !flow.dont_fragment)
 }
 
 /// ARP and neighbour solicitations, which are about this link and no flow.

@@ -183,6 +183,13 @@ impl Facts {
         is_icmp.then_some((self.dport >> 8) as u8)
     }
 
+    /// Whether it tells of a packet that did not get through: destination unreachable, packet too big, time exceeded,
+    /// parameter problem, the obsolete source quench (RFC 792, RFC 4443 section 2.1).
+    pub(crate) fn is_icmp_error(&self) -> bool {
+        let errors: &[u8] = if self.dst.is_ipv4() { &[3, 4, 11, 12] } else { &[1, 2, 3, 4] };
+        self.icmp_type().is_some_and(|kind| errors.contains(&kind))
+    }
+
     fn is_echo_request(&self) -> bool {
         let request = if self.dst.is_ipv4() { icmp::ECHO_REQUEST } else { icmpv6::ECHO_REQUEST };
         self.icmp_type() == Some(request)
@@ -202,6 +209,18 @@ fn life_of(protocol: u8, dport: u16, payload: &[u8]) -> Packet {
         proto::UDP => Packet::Udp,
         proto::ICMP => Packet::Echo { request: (dport >> 8) as u8 == icmp::ECHO_REQUEST },
         proto::ICMPV6 => Packet::Echo { request: (dport >> 8) as u8 == icmpv6::ECHO_REQUEST },
+        _ => Packet::Other,
+    }
+}
+
+/// A packet of `protocol` that opens a connection.
+#[must_use]
+pub fn first_of(protocol: u8) -> Packet {
+    match protocol {
+        proto::TCP => Packet::Tcp(tcp::SYN),
+        proto::SCTP => Packet::Sctp(sctp::INIT),
+        proto::UDP => Packet::Udp,
+        proto::ICMP | proto::ICMPV6 => Packet::Echo { request: true },
         _ => Packet::Other,
     }
 }
@@ -264,11 +283,43 @@ pub fn decide(scene: Scene<'_>, zone: ZoneId, packet: &Facts, watch: &mut impl W
     route(snapshot, zone, network, packet, watch)
 }
 
+/// The network that a packet's connection is kept in.
+#[must_use]
+pub fn place_of(snapshot: &Snapshot, zone: ZoneId, parsed: &Parsed) -> Option<NetworkId> {
+    let (zone, network) = network_of(snapshot, zone)?;
+    let dst = match parsed.net {
+        Net::V4(flow) => IpAddr::V4(flow.dst),
+        Net::V6(flow) => IpAddr::V6(flow.dst),
+        Net::Arp | Net::Other(_) => return None,
+    };
+    place(snapshot, zone, network, dst)
+}
+
+fn place(snapshot: &Snapshot, zone: Zone, network: &Network, dst: IpAddr) -> Option<NetworkId> {
+    // What comes from outside to an address of ours belongs to no network yet.
+    let is_outside = matches!(zone, Zone::Native { .. }) && snapshot.is_own_address(dst);
+    if is_outside { Some(NetworkId::default()) } else { NetworkId::new(network.vni.get()) }
+}
+
+/// Decides about an ICMP error that was found to belong to a connection of `home`.
+#[must_use]
+pub fn decide_related(snapshot: &Snapshot, zone: ZoneId, home: NetworkId, packet: &Facts) -> Verdict {
+    let Some((from, network)) = network_of(snapshot, zone) else {
+        return Verdict::Drop(Cause::UnknownPort.into());
+    };
+    if packet.hops <= 1 {
+        return Verdict::Drop(Cause::TtlExpired.into());
+    }
+    let Some(target) = snapshot.network(home).unwrap_or(network).route(packet.dst) else {
+        return Verdict::Drop(Cause::NoRoute.into());
+    };
+    let verdict = link(snapshot, target, packet, &mut ());
+    seen_from(snapshot, from, verdict, |way| Way { lasts: false, ..way })
+}
+
 /// The packet as connections are told apart; `None` for what no connection is made of.
 fn tuple_of(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Option<Tuple> {
-    // What comes from outside to an address of ours belongs to no network yet.
-    let is_outside = matches!(zone, Zone::Native { .. }) && snapshot.is_own_address(packet.dst);
-    let id = if is_outside { NetworkId::default() } else { NetworkId::new(network.vni.get())? };
+    let id = place(snapshot, zone, network, packet.dst)?;
     Tuple::new(id, packet.src, packet.dst, packet.proto, packet.sport, packet.dport)
 }
 

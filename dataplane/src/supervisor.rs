@@ -64,6 +64,9 @@ pub enum StartError {
     /// The kernel could not be asked or followed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The connection table could not be had.
+    #[error(transparent)]
+    Connections(#[from] connections::OpenError),
     /// A worker did not start.
     #[error("worker {id} on CPU {cpu} did not start: {source}")]
     Worker {
@@ -125,6 +128,10 @@ pub struct Engine {
     watchdog: Watchdog,
     desired: Desired,
     underlay: Underlay,
+    /// Policies and services, compiled.
+    author: Author,
+    /// The connections.
+    tracker: Tracker,
     devices: BTreeMap<Owner, Device>,
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
@@ -151,11 +158,16 @@ impl Engine {
         let events = Arc::<Events>::default();
         let desired = Desired::new(config.node.clone(), config.host.clone())
             .with_node_ports(config.services.node_ports.clone());
-        let mut publisher = Publisher::new(compile(&desired, &Underlay::default(), None));
+        let rate = TicksPerSecond::measure(Duration::from_millis(20));
+        let author = Author::new(config.services.zone.clone(), rate);
+        let tracker = connections::open(config, rate)?;
+        let before = Snapshot::default();
+        let mut publisher = Publisher::new(before);
         let mut workers = Vec::new();
         for (id, &cpu) in (0u16..).zip(&config.cpus) {
             let (idle, flows4, flows6) = (config.idle, config.flows4, config.flows6);
-            let plan = Plan { id, cpu: Some(cpu), idle, flows4, flows6, region };
+            let tracker = Some(tracker.for_worker(id));
+            let plan = Plan { id, cpu: Some(cpu), idle, flows4, flows6, region, tracker };
             let worker = Handle::spawn(plan, publisher.reader(), Arc::clone(&events));
             workers.push(worker.map_err(|source| StartError::Worker { id, cpu, source })?);
         }
@@ -163,7 +175,9 @@ impl Engine {
         let mut engine = Engine {
             region,
             pool: FramePool::new(region),
-            rate: TicksPerSecond::measure(Duration::from_millis(20)),
+            rate,
+            author,
+            tracker,
             started: now,
             kernel,
             view,
@@ -206,6 +220,7 @@ impl Engine {
         if !faults.is_empty() {
             return Err(Refusal::Faulty(faults));
         }
+        self.author.revise(&next).map_err(Refusal::Faulty)?;
         let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
         let before = std::mem::replace(&mut self.desired, next);
         self.reconcile().await;
@@ -213,6 +228,8 @@ impl Engine {
             let faults = self.faults_of_new_devices(&known);
             if !faults.is_empty() {
                 self.desired = before;
+                // What was good a moment ago is good still.
+                let _ = self.author.revise(&self.desired);
                 self.reconcile().await;
                 self.wait_until_live().await?;
                 return Err(Refusal::Faulty(faults));
@@ -284,11 +301,13 @@ impl Engine {
     }
 
     fn compile(&self, underlay: &Underlay) -> Snapshot {
-        compile(&self.desired, underlay, Some(&self.publisher.current()))
+        compile(&self.desired, underlay, self.author.book(), Some(&self.publisher.current()))
     }
 
     /// Publishes what is there now, and lets uplinks take what the tables know what to do with.
     fn publish(&mut self, underlay: Underlay) {
+        let addresses: Vec<IpAddr> = underlay.uplinks.values().flat_map(|it| it.addresses.clone()).collect();
+        self.author.set_addresses(&addresses);
         let snapshot = self.compile(&underlay);
         self.underlay = underlay;
         let rules = self.uplink_rules(&snapshot);

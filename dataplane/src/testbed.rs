@@ -7,9 +7,11 @@ use crossbeam::channel::{Sender, unbounded};
 use penstock_api::file::parse_objects;
 use penstock_api::model::{Host, Node};
 use penstock_io::mem::MemPort;
-use penstock_io::{Hugepages, Region, Ticks};
+use penstock_io::shared::RegionClock;
+use penstock_io::{Hugepages, Region, Ticks, TicksPerSecond};
 use penstock_wire::MacAddr;
 
+use crate::conntrack;
 use crate::flow::DeviceId;
 use crate::mailbox::{Command, Events, Exit};
 use crate::port::{AnyPort, OwnedPort, PortId};
@@ -18,6 +20,9 @@ use crate::stats::WorkerStats;
 use crate::tables::Snapshot;
 use crate::tables::compile::{HostFacts, PathFacts, Underlay, UplinkFacts, compile};
 use crate::tables::desired::{Change, Desired};
+use crate::tables::rulebook::Author;
+use crate::tables::service::Affinity;
+use crate::tracker::Tracker;
 use crate::worker::{Idle, Plan, Worker};
 
 /// The uplink's device, and its port's number.
@@ -40,6 +45,8 @@ pub struct Testbed {
     pub desired: Desired,
     /// What it knows of the machine.
     pub underlay: Underlay,
+    /// Its policies and services.
+    pub author: Author,
     /// Its tables' publication.
     pub publisher: Publisher<Snapshot>,
     /// Its worker.
@@ -66,6 +73,36 @@ pub fn node(objects: &str, underlay_addresses: &[IpAddr]) -> Testbed {
 /// As [`node`].
 #[must_use]
 pub fn node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32) -> Testbed {
+    build(objects, underlay_addresses, flows, chunks, false)
+}
+
+/// As [`node_with`], and the node keeps connections.
+///
+/// # Panics
+/// As [`node`].
+#[must_use]
+pub fn stateful_node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32) -> Testbed {
+    build(objects, underlay_addresses, flows, chunks, true)
+}
+
+/// Connections in memory of their own, as many as the largest benches have.
+fn tracker(rate: TicksPerSecond) -> Tracker {
+    let plan = conntrack::Plan { capacity: 1 << 20, owners: 1 << 16, workers: 1 };
+    let memory = conntrack::Memory::private(plan.capacity).expect("memory for the test's connections");
+    let seed = conntrack::HashSeed::new([3, 5]);
+    let (table, _) = conntrack::Table::over(memory, seed, plan, conntrack::Seconds(1), |_| None)
+        .expect("memory for the test's connections");
+    Tracker {
+        table: Arc::new(table),
+        affinity: Arc::new(Affinity::with_capacity(1024)),
+        settings: conntrack::Settings::default(),
+        share: conntrack::Limits::NONE,
+        clock: RegionClock { origin: Ticks(0), rate },
+        worker: conntrack::WorkerId(0),
+    }
+}
+
+fn build(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32, is_stateful: bool) -> Testbed {
     let name = "node1".parse().expect("a valid name");
     let mut desired = Desired::new(Node { name, mac: None }, None);
     let text = format!("[[uplink]]\nname = \"wire\"\ninterface = \"wire0\"\n{objects}");
@@ -76,15 +113,20 @@ pub fn node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chu
         desired.host = Some(Host { interface: Host::default_interface(), network, addresses: Vec::new() });
     }
     let underlay = underlay_of(&desired, underlay_addresses);
-    let mut publisher = Publisher::new(compile(&desired, &underlay, None));
+    let rate = TicksPerSecond::measure(std::time::Duration::from_millis(5));
+    let mut author = Author::new(None, rate);
+    author.revise(&desired).expect("the test's policies and services are sound");
+    author.set_addresses(underlay_addresses);
+    let mut publisher = Publisher::new(compile(&desired, &underlay, author.book(), None));
     let events = Arc::<Events>::default();
     let (commands, receiver) = unbounded();
     let region = Region::map(chunks, Hugepages::Auto).expect("memory for the test's packets");
-    let plan = Plan { id: 0, cpu: None, idle: Idle::Poll, flows4: flows, flows6: flows, region };
+    let tracker = is_stateful.then(|| tracker(rate));
+    let plan = Plan { id: 0, cpu: None, idle: Idle::Poll, flows4: flows, flows6: flows, region, tracker };
     let reader = publisher.reader();
     let worker = Worker::new(&plan, reader, Arc::clone(&events), receiver, WorkerStats::shared())
         .expect("memory for the test's caches");
-    let testbed = Testbed { desired, underlay, publisher, worker, events, commands, now: Ticks(1 << 40) };
+    let testbed = Testbed { desired, underlay, author, publisher, worker, events, commands, now: Ticks(1 << 40) };
     let endpoints = testbed.underlay.endpoints.len() as u16;
     for device in 0..FIRST_ENDPOINT + endpoints {
         testbed.open(device, MemPort::new());
@@ -141,9 +183,13 @@ impl Testbed {
     }
 
     /// Compiles and publishes anew, after a change of `desired` or `underlay`.
+    ///
+    /// # Panics
+    /// When policies or services are faulty.
     pub fn publish(&mut self) {
         let before = self.publisher.current();
-        let next = compile(&self.desired, &self.underlay, Some(&before));
+        self.author.revise(&self.desired).expect("the test's policies and services are sound");
+        let next = compile(&self.desired, &self.underlay, self.author.book(), Some(&before));
         self.publisher.publish(next);
     }
 

@@ -42,6 +42,8 @@ pub struct Plan {
     pub flows6: usize,
     /// The memory of its packets.
     pub region: &'static Region,
+    /// The connections, as it meets them; `None` where none are kept.
+    pub tracker: Option<Tracker>,
 }
 
 /// How a worker fares.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use penstock_api::proto;
 use penstock_api::query::{Question, Source};
-use penstock_io::PageSize;
+use penstock_io::{PageSize, Ticks};
+use penstock_wire::parse::Fragment;
 use tonic::Status;
 
 use crate::drop::Reason;
@@ -282,8 +283,16 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
         dport: question.destination_port,
         hops: question.ttl,
         len: question.length,
+        life: slowpath::first_of(question.protocol),
+        fragment: Fragment::Whole,
     };
-    let (steps, verdict, delivered) = slowpath::explain(&snapshot, zone, &packet);
+    let scene = slowpath::Scene {
+        snapshot: &snapshot,
+        tracker: engine.tracker(),
+        now: Ticks::now(),
+        is_trial: true,
+    };
+    let (steps, verdict, delivered) = slowpath::explain(scene, zone, &packet);
     let step = |(stage, decision, detail): slowpath::Step| proto::ExplainStep {
         stage: stage.to_owned(),
         decision,

@@ -256,8 +256,7 @@ impl<'a, W: Watch> Stages<'a, W> {
     fn route(&mut self, sent: &Tuple) -> Result<Routed<'a>, Verdict> {
         let snapshot = self.snapshot();
         // What leaves the cluster goes by the routes of the network that it was in.
-        let of_vni = |network: &&std::sync::Arc<Network>| network.vni.get() == sent.network().number();
-        let network = snapshot.networks.iter().find(of_vni).map_or(self.network, |network| &**network);
+        let network = snapshot.network(sent.network()).unwrap_or(self.network);
         let Some(target) = network.route(sent.dst()) else {
             self.watch.stage("route", || {
                 ("refuse".into(), format!("no route to {} in network {}", sent.dst(), network.name))
@@ -272,18 +271,14 @@ impl<'a, W: Watch> Stages<'a, W> {
     /// Stage 6: what the policies of both ends say of a connection from `src` in `network` that goes on as `sent`.
     fn judge(&mut self, src: IpAddr, network: NetworkId, sent: &Tuple) -> u16 {
         let snapshot = self.snapshot();
-        let network_of = |id: NetworkId| snapshot.networks.iter().find(|it| it.vni.get() == id.number());
-        let endpoint_at = |id: NetworkId, address: IpAddr| match network_of(id)?.route(address)? {
-            Target::Endpoint(endpoint) => Some(&snapshot.endpoints[*endpoint as usize]),
+        // A packet from outside meets the policies of the network that it goes to.
+        let home = snapshot.network(network).or_else(|| snapshot.network(sent.network())).unwrap_or(self.network);
+        let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
+        let endpoint_at = |address: IpAddr| match home.route(address)? {
+            Target::Endpoint(endpoint) => Some(&*snapshot.endpoints[*endpoint as usize]),
             _ => None,
         };
-        // A packet from outside for a service of a network meets its policies as somebody from outside.
-        let home = if network_of(network).is_some() { network } else { sent.network() };
-        let home = if network_of(home).is_some() { home } else { NetworkId::new(self.network.vni.get()).unwrap_or_default() };
-        let Some(peers) = network_of(home).and_then(|network| snapshot.policies.peers(&network.name)) else {
-            return ruling::ALLOWED;
-        };
-        let (from, to) = (endpoint_at(home, src), endpoint_at(home, sent.dst()));
+        let (from, to) = (endpoint_at(src), endpoint_at(sent.dst()));
         let is_to_itself = from.zip(to).is_some_and(|(from, to)| from.device == to.device);
         if is_to_itself {
             return ruling::ALLOWED;

@@ -21,6 +21,7 @@ use penstock_wire::encap::EncapTemplate;
 use penstock_wire::{MacAddr, Vni};
 
 use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::conntrack::NetworkId;
 use crate::conntrack::nat::Pool;
 use lpm::Lpm;
 use nat::Masquerade;
@@ -69,6 +70,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The network that connections of that number are kept in; `None` for those outside of all networks.
+    #[must_use]
+    pub fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.iter().find(|network| network.vni.get() == id.number()).map(|network| &**network)
+    }
+
     /// Whether packets from outside to `address` are for this node, or for a service or a connection that it keeps.
     #[must_use]
     pub fn is_own_address(&self, address: IpAddr) -> bool {

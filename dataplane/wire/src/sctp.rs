@@ -4,6 +4,8 @@ use crate::Malformed;
 use crate::bytes::{be16, be32};
 use crate::crc32c::Crc32c;
 
+/// The chunk that opens an association (RFC 9260 section 3.3.2).
+pub const INIT: u8 = 1;
 /// The chunk that carries user data (RFC 9260 section 3.3.1).
 pub const DATA: u8 = 0;
 /// Bytes of the common header.
