@@ -105,6 +105,11 @@ impl Bucket {
         Bucket { full_at: CachePadded::default(), portion: portion as u32, portion_ticks, depth }
     }
 
+    /// Tokens of a full bucket.
+    fn capacity(&self) -> u32 {
+        self.depth as u32 * self.portion
+    }
+
     /// Takes as many portions as hold `tokens`, or none; returns the tokens taken.
     #[cold]
     fn draw(&self, tokens: u32, now: Ticks) -> u32 {
@@ -137,6 +142,11 @@ impl Purse {
 
     #[cold]
     fn refill(&mut self, tokens: u32, bucket: &Bucket, now: Ticks) -> bool {
+        if bucket.depth == 0 {
+            return false;
+        }
+        // A frame of more segments than the bucket holds passes when that is full.
+        let tokens = tokens.min(bucket.capacity()).max(self.0);
         let has = self.0 + bucket.draw(tokens - self.0, now);
         let enough = has >= tokens;
         self.0 = if enough { has - tokens } else { has };
@@ -324,6 +334,18 @@ mod tests {
         assert_eq!(send(60_000), Err(Exceeded::Bandwidth));
         assert_eq!(send(1000), Ok(()));
         assert_eq!(send(1000), Err(Exceeded::Packets));
+    }
+
+    #[test]
+    fn a_frame_of_more_segments_than_a_burst_passes_a_full_bucket_and_no_other() {
+        let limits = Limits { ingress_packets: Some(Rate { per_second: 10, burst: 3 }), ..Limits::default() };
+        let (meter, mut purses) = (Meter::new(limits, RATE), Purses::default());
+        let mut send = |packets, seconds: u64| {
+            let now = Ticks(START + seconds * RATE.0);
+            meter.admit(&mut purses, Way::Ingress, packets, 1, now)
+        };
+        assert_eq!((send(44, 0), send(1, 0)), (Ok(()), Err(Exceeded::Packets)));
+        assert_eq!((send(1, 1), send(44, 1), send(44, 2)), (Ok(()), Err(Exceeded::Packets), Ok(())));
     }
 
     /// Tokens as an exact fraction: in units of a token times a tick.

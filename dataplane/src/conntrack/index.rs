@@ -100,7 +100,7 @@ impl Index {
 
     #[inline]
     pub(crate) fn place(&self, hash: u64) -> Place {
-        let scale = |bits: u64, to: u32| ((bits & 0xffff_ffff) * u64::from(to) >> 32) as u32;
+        let scale = |bits: u64, to: u32| (((bits & 0xffff_ffff) * u64::from(to)) >> 32) as u32;
         let home = scale(hash, self.buckets);
         let stride = scale(hash >> 29, self.buckets.saturating_sub(1)) + 1;
         Place { home, stride, tag: (hash >> 57) as u32 }
@@ -209,7 +209,7 @@ impl Index {
     fn note_spilled(&self, place: Place, probe: u32) {
         self.change_header(place, |header| {
             let deepest = ((header & !LOCKED) >> DEEPEST).max(u64::from(probe));
-            header & LOCKED | deepest << DEEPEST | (header & SPILLED) + 1
+            header & LOCKED | deepest << DEEPEST | ((header & SPILLED) + 1)
         });
     }
 
@@ -231,7 +231,8 @@ impl Index {
     }
 }
 
-#[cfg(all(test, not(penstock_loom)))]
+#[cfg(test)]
+#[cfg(not(penstock_loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

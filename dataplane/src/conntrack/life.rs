@@ -1,7 +1,12 @@
 //! The life cycle of connections, as pure functions: a packet of each protocol opens, advances or ends one.
 
+use penstock_wire::{icmp, icmpv6, proto, sctp as wire_sctp};
+
 use super::tuple::Direction;
 use super::{sctp, tcp};
+
+/// Offset of the flags in a TCP header (RFC 9293 section 3.1).
+const TCP_FLAGS_AT: usize = 13;
 
 /// Whole seconds since some fixed moment that outlives the daemon, see `RegionClock::seconds`. Zero is no moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,6 +240,28 @@ pub enum Packet {
     },
     /// Any other protocol.
     Other,
+}
+
+impl Packet {
+    /// What a packet of `protocol` is whose transport header begins `segment`. `None` for ICMP other than echo, and for a
+    /// header cut short: a later fragment goes by its first.
+    #[inline]
+    #[must_use]
+    pub fn read(protocol: u8, segment: &[u8]) -> Option<Packet> {
+        let kind = || segment.first().copied();
+        match protocol {
+            proto::TCP => segment.get(TCP_FLAGS_AT).map(|flags| Packet::Tcp(*flags)),
+            proto::SCTP => segment.get(wire_sctp::HEADER_LEN).map(|chunk| Packet::Sctp(*chunk)),
+            proto::UDP => Some(Packet::Udp),
+            proto::ICMP => kind()
+                .filter(|kind| icmp::is_echo(*kind))
+                .map(|kind| Packet::Echo { request: kind == icmp::ECHO_REQUEST }),
+            proto::ICMPV6 => kind()
+                .filter(|kind| icmpv6::is_echo(*kind))
+                .map(|kind| Packet::Echo { request: kind == icmpv6::ECHO_REQUEST }),
+            _ => Some(Packet::Other),
+        }
+    }
 }
 
 /// Whether a packet must meet the slow path although its flow is known, since it may change its connection's state.
@@ -493,6 +520,18 @@ mod tests {
                 assert!(udp || keep_alive(status, direction) == status, "{state:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_packet_is_read_from_its_transport_header() {
+        let segment: Vec<u8> = (0..20).collect();
+        assert_eq!(Packet::read(proto::TCP, &segment), Some(Packet::Tcp(13)));
+        assert_eq!(Packet::read(proto::SCTP, &segment), Some(Packet::Sctp(12)));
+        assert_eq!(Packet::read(proto::ICMP, &segment), Some(Packet::Echo { request: false }));
+        assert_eq!(Packet::read(proto::ICMPV6, &[128]), Some(Packet::Echo { request: true }));
+        assert_eq!(Packet::read(proto::ICMPV6, &segment), None);
+        assert_eq!(Packet::read(proto::TCP, &segment[..13]), None);
+        assert_eq!(Packet::read(47, &[]), Some(Packet::Other));
     }
 
     #[test]

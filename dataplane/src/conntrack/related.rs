@@ -233,7 +233,8 @@ fn update(bytes: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
     bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
-#[cfg(all(test, not(penstock_loom)))]
+#[cfg(test)]
+#[cfg(not(penstock_loom))]
 mod tests {
     use super::*;
     use crate::conntrack::{

@@ -178,11 +178,13 @@ impl Table {
     pub(crate) fn make_room(&self, lane: &Lane, of: Option<Owner>, now: Seconds) -> bool {
         let capacity = u64::from(self.capacity());
         let mut oldest: Option<(ConnectionRef, Life)> = None;
-        for look in 0..EARLY_MOST.min(self.capacity()) {
-            if look >= EARLY_LOOK && oldest.is_some() {
+        for look in 0..EARLY_MOST.min(2 * self.capacity()) {
+            if look >= EARLY_LOOK.min(self.capacity()) && oldest.is_some() {
                 break;
             }
-            let index = lane.early_hand.fetch_add(1, Ordering::Relaxed) % capacity;
+            // Steps of the golden ratio: neighbours are often assured together, so the looks are spread evenly.
+            let turn = lane.early_hand.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let index = ((turn >> 32) * capacity) >> 32;
             let Some((connection, life)) = self.living_at(index as u32) else { continue };
             let parties = Parties::of(self.records[index as usize][PARTIES].load(Ordering::Relaxed));
             let is_other = of.is_some_and(|owner| owner != parties.owner);

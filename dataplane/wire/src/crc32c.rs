@@ -77,9 +77,9 @@ impl Crc32c {
     /// The CRC of nothing yet.
     pub const START: Crc32c = Crc32c(!0);
 
-    /// Adds bytes, eight at a time.
+    /// With these bytes behind those before, eight at a time.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Crc32c {
+    pub fn with(self, bytes: &[u8]) -> Crc32c {
         let (blocks, tail) = bytes.as_chunks::<8>();
         let mut register = self.0;
         for block in blocks {
@@ -105,7 +105,7 @@ impl Crc32c {
 /// The CRC32c of `bytes`.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    Crc32c::START.add(bytes).finish()
+    Crc32c::START.with(bytes).finish()
 }
 
 /// The CRC of `length` bytes after their first four changed from `old` to `new`; it was `crc` before.
@@ -157,7 +157,7 @@ mod tests {
         #[test]
         fn eight_at_a_time_is_bit_by_bit(bytes in prop::collection::vec(any::<u8>(), 0..100), cut in any::<prop::sample::Index>()) {
             let (left, right) = bytes.split_at(cut.index(bytes.len() + 1));
-            prop_assert_eq!(Crc32c::START.add(left).add(right).finish(), slow(&bytes));
+            prop_assert_eq!(Crc32c::START.with(left).with(right).finish(), slow(&bytes));
         }
 
         #[test]

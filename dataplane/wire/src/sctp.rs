@@ -68,7 +68,7 @@ impl<'a> Sctp<'a> {
 /// The CRC32c that a packet should carry: of all its bytes, those of the CRC taken as zero (RFC 9260 section 6.8).
 #[must_use]
 pub fn checksum(header: &[u8; HEADER_LEN], chunks: &[u8]) -> u32 {
-    Crc32c::START.add(&header[..CHECKSUM_AT]).add(&[0; 4]).add(chunks).finish()
+    Crc32c::START.with(&header[..CHECKSUM_AT]).with(&[0; 4]).with(chunks).finish()
 }
 
 /// Writes the CRC32c of a packet into it: for one whose sender left it to a network card.

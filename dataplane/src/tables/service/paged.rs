@@ -160,7 +160,7 @@ pub(super) struct PagedVec<T> {
 }
 
 /// Values a page.
-const VALUES: usize = 64;
+const VALUES: usize = 256;
 
 impl<T> Default for PagedVec<T> {
     fn default() -> Self {

@@ -18,35 +18,46 @@ use super::{Answer, Chosen, DropCause, FrontendKind, Origin, Query, RejectCause,
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) name: String,
-    pub(super) network: Vni,
-    pub(super) affinity: Option<Timeout>,
-    internal: TrafficPolicy,
-    external: TrafficPolicy,
-    is_direct: bool,
+    rules: Rules,
     source_ranges: Box<[IpNet]>,
     topology: Topology,
 }
 
+/// What every decision asks of the service: each port has a copy, so that no other line of memory is read for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rules {
+    network: Vni,
+    affinity: Option<Timeout>,
+    internal: TrafficPolicy,
+    external: TrafficPolicy,
+    is_direct: bool,
+    has_ranges: bool,
+}
+
 impl Head {
     pub(super) fn of(spec: &ServiceSpec, rate: penstock_io::TicksPerSecond) -> Head {
-        Head {
-            name: spec.name.clone(),
+        let rules = Rules {
             network: spec.network,
             affinity: spec.affinity.map(|timeout| Timeout::new(timeout, rate)),
             internal: spec.internal_policy,
             external: spec.external_policy,
             is_direct: spec.is_direct,
+            has_ranges: !spec.source_ranges.is_empty(),
+        };
+        Head {
+            name: spec.name.clone(),
+            rules,
             source_ranges: spec.source_ranges.clone().into(),
             topology: spec.topology,
         }
     }
 
     fn admits(&self, src: IpAddr) -> bool {
-        self.source_ranges.is_empty() || self.source_ranges.iter().any(|range| range.contains(&src))
+        self.source_ranges.iter().any(|range| range.contains(&src))
     }
 
     fn uses_local(&self) -> bool {
-        [self.internal, self.external].contains(&TrafficPolicy::Local)
+        [self.rules.internal, self.rules.external].contains(&TrafficPolicy::Local)
     }
 }
 
@@ -79,6 +90,7 @@ const fn pool_of(is_ipv6: bool, policy: TrafficPolicy) -> usize {
 #[derive(Debug)]
 pub struct ServicePort {
     pub(super) head: Arc<Head>,
+    rules: Rules,
     protocol: Protocol,
     port: u16,
     /// Tells service ports apart, alike on every node.
@@ -118,6 +130,7 @@ impl ServicePort {
                 pools: 0,
             })
             .collect();
+        let rules = head.rules;
         let (mut pools, mut has_any) = (Pools::default(), [false; 2]);
         for is_ipv6 in [false, true] {
             has_any[usize::from(is_ipv6)] = specs.iter().any(|spec| counts(spec, is_ipv6));
@@ -133,7 +146,7 @@ impl ServicePort {
         }
         let key = ServicePort::key_of(&head.name, spec.protocol, spec.port);
         let backends = backends.into();
-        ServicePort { head, protocol: spec.protocol, port: spec.port, key, backends, pools, has_any }
+        ServicePort { head, rules, protocol: spec.protocol, port: spec.port, key, backends, pools, has_any }
     }
 
     /// The service's name.
@@ -176,7 +189,7 @@ impl ServicePort {
         affinity: &Affinity,
         now: Ticks,
     ) -> Answer {
-        if kind == FrontendKind::LoadBalancer && !self.head.admits(query.src) {
+        if kind == FrontendKind::LoadBalancer && self.rules.has_ranges && !self.head.admits(query.src) {
             return Answer::Drop(DropCause::SourceNotAllowed);
         }
         let policy = self.policy(kind, query.origin);
@@ -197,8 +210,8 @@ impl ServicePort {
     /// same): a Local policy keeps the addresses of clients outside, and those inside keep theirs anyway.
     fn policy(&self, kind: FrontendKind, origin: Origin) -> TrafficPolicy {
         match (kind, origin) {
-            (FrontendKind::ClusterIp, _) => self.head.internal,
-            (_, Origin::Outside) => self.head.external,
+            (FrontendKind::ClusterIp, _) => self.rules.internal,
+            (_, Origin::Outside) => self.rules.external,
             _ => TrafficPolicy::Cluster,
         }
     }
@@ -207,7 +220,7 @@ impl ServicePort {
     fn choose(&self, at: usize, query: &Query, affinity: &Affinity, now: Ticks) -> &Backend {
         let hash = Hash::new(self.key).address(query.src);
         let pick = |hash: Hash| &self.backends[usize::from(self.pools[at].pick(hash.finish()))];
-        let Some(timeout) = self.head.affinity else {
+        let Some(timeout) = self.rules.affinity else {
             return pick(hash.word(u64::from(query.sport)));
         };
         // By the address alone: workers that meet a client at once choose the same backend.
@@ -222,7 +235,7 @@ impl ServicePort {
     fn answered_by(&self, backend: &Backend, kind: FrontendKind, query: &Query) -> Chosen {
         let is_inside = matches!(query.origin, Origin::Endpoint | Origin::Node);
         let is_direct =
-            self.head.is_direct && !backend.is_local && !is_inside && kind != FrontendKind::ClusterIp;
+            self.rules.is_direct && !backend.is_local && !is_inside && kind != FrontendKind::ClusterIp;
         let source = if backend.address == query.src {
             SourceNat::Hairpin
         } else if backend.is_local || is_direct || query.origin == Origin::Endpoint {
@@ -234,7 +247,7 @@ impl ServicePort {
             backend: backend.id,
             address: backend.address,
             port: backend.port,
-            network: self.head.network,
+            network: self.rules.network,
             kind,
             is_local: backend.is_local,
             is_direct,
