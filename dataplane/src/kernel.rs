@@ -12,6 +12,7 @@
 
 mod decode;
 pub mod host;
+mod ports;
 mod requests;
 pub mod resolve;
 mod sysctl;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use host::{GATEWAY_V4, GATEWAY_V6, HostPort};
+pub use ports::PortsKept;
 pub use resolve::{Path, Unreachable};
 pub use upkeep::Upkeep;
 pub use view::{Change, KernelView, Link, Neighbour, NeighbourState};

@@ -8,10 +8,12 @@
 //!
 //! Everything here runs on the control thread.
 
+mod connections;
 mod deal;
 mod device;
 mod events;
 mod exits;
+mod steering;
 mod underlay;
 mod watchdog;
 
@@ -22,7 +24,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_api::Fault;
-use penstock_io::steer::SteerRules;
 use penstock_io::{FramePool, MapError, Region, TicksPerSecond};
 use thiserror::Error;
 
@@ -40,7 +41,10 @@ use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
 use crate::tables::desired::{Change, Desired};
+use crate::tables::rulebook::Author;
+use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
+use crate::kernel::PortsKept;
 use deal::Deal;
 use device::{Spec, Surroundings};
 use underlay::Knowledge;
@@ -132,6 +136,8 @@ pub struct Engine {
     author: Author,
     /// The connections.
     tracker: Tracker,
+    /// The ports that the kernel is kept away from.
+    ports_kept: PortsKept,
     devices: BTreeMap<Owner, Device>,
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
@@ -178,6 +184,7 @@ impl Engine {
             rate,
             author,
             tracker,
+            ports_kept: PortsKept::default(),
             started: now,
             kernel,
             view,
@@ -310,7 +317,8 @@ impl Engine {
         self.author.set_addresses(&addresses);
         let snapshot = self.compile(&underlay);
         self.underlay = underlay;
-        let rules = self.uplink_rules(&snapshot);
+        let rules = steering::rules(&self.desired, &snapshot);
+        self.ports_kept.keep(&rules.snat_ranges);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
         self.generations.push_back((epoch, generation));
@@ -330,26 +338,6 @@ impl Engine {
     }
 
     /// What an uplink takes from the kernel: tunnels that end here and, where a network travels without tunnels, its
-    /// addresses.
-    fn uplink_rules(&self, snapshot: &Snapshot) -> SteerRules {
-        let native = self.desired.networks().filter(|network| self.desired.is_native(network));
-        let mut prefixes: BTreeSet<(IpAddr, u8)> = BTreeSet::new();
-        for network in native {
-            if network.prefixes.is_empty() {
-                let own = self.desired.endpoints().filter(|endpoint| endpoint.network == network.name);
-                let hosts = own.flat_map(|endpoint| &endpoint.addresses);
-                prefixes.extend(hosts.map(|address| (*address, if address.is_ipv4() { 32 } else { 128 })));
-            }
-            prefixes.extend(network.prefixes.iter().map(|it| (it.net().addr(), it.net().prefix_len())));
-        }
-        SteerRules {
-            tunnel_endpoints: snapshot.underlay_addresses.clone(),
-            tunnel_ports: snapshot.tunnel_ports.iter().map(|(port, _)| *port).collect(),
-            prefixes: prefixes.into_iter().collect(),
-            ..SteerRules::default()
-        }
-    }
-
     /// Makes the kernel's side of the host port what the tables say; does nothing when it is so already.
     async fn prepare_host(&mut self, draft: &Snapshot) {
         let (Some(host), Some(device)) = (&self.desired.host, self.devices.get_mut(&Owner::Host)) else {
@@ -440,6 +428,12 @@ impl Engine {
     #[must_use]
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// The connections, as the control side sees them.
+    #[must_use]
+    pub fn tracker(&self) -> Option<&Tracker> {
+        Some(&self.tracker)
     }
 
     /// The tables as they are published.
