@@ -25,6 +25,9 @@ const WAYS: usize = 16;
 /// A newcomer displaces one of sixteen busy flows with a chance of one in this many.
 const DISPLACE_ONE_IN: u32 = 16;
 
+/// How often the sweep comes round while a flow becomes quiet.
+const ROUNDS: usize = 4;
+
 /// Coarse time: time-stamp ticks divided by 2^24, about 7 ms. It wraps after months at most of which ages never are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coarse(pub u32);
@@ -101,6 +104,9 @@ pub struct Cache<K> {
     used: usize,
     /// The next bucket that the sweep looks at.
     hand: u32,
+    /// When the sweep's account was last settled, and the buckets that it owes.
+    swept: Coarse,
+    owed: usize,
     dice: u32,
 }
 
@@ -118,6 +124,8 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
             seed,
             used: 0,
             hand: 0,
+            swept: Coarse(0),
+            owed: 0,
             dice: 0x9e37_79b9,
         })
     }
@@ -241,8 +249,24 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         Some(index)
     }
 
-    /// Forgets flows that were quiet for `quiet` steps, looking at `buckets` buckets from where the last call stopped.
+    /// Forgets flows that were quiet for `quiet` steps: looks at the buckets that are due, at most `buckets` of them, from
+    /// where the last call stopped. All are due [`ROUNDS`] times in `quiet` steps: a look at a bucket is a cache miss for
+    /// each flow in it, too dear for every turn of a busy worker.
+    #[inline]
     pub fn sweep(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
+        let all = self.mask as usize + 1;
+        if self.swept != now {
+            let due = now.since(self.swept) as usize * (all * ROUNDS).div_ceil(quiet.max(1) as usize);
+            self.owed = (self.owed + due).min(all);
+            self.swept = now;
+        }
+        let buckets = buckets.min(self.owed);
+        self.owed -= buckets;
+        if buckets == 0 { 0 } else { self.sweep_on(buckets, quiet, now) }
+    }
+
+    #[inline(never)]
+    fn sweep_on(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
         let mut forgotten = 0;
         for _ in 0..buckets {
             let bucket = self.hand as usize;
