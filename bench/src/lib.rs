@@ -1,5 +1,9 @@
-//! Traffic and measurements for the benches: flows made once, and a clock of time-stamp counter cycles.
+//! Traffic, nodes in memory, peers and measurements for the benches.
 
 #![forbid(unsafe_code)]
 
+pub mod contest;
+pub mod peers;
+pub mod scenario;
 pub mod traffic;
+pub mod windows;

@@ -27,13 +27,14 @@ mod pipeline;
 pub mod port;
 pub mod slowpath;
 pub mod snapshot;
+mod stateful;
 pub mod stats;
 pub mod supervisor;
 pub mod tables;
-pub mod tracker;
 mod tally;
 #[doc(hidden)]
 pub mod testbed;
+pub mod tracker;
 pub mod unwrap;
 mod waiting;
 pub mod worker;

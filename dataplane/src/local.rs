@@ -116,7 +116,8 @@ impl Pipeline {
         if !related.is_untouched() && related::translate(&related, &mut frame.bytes_mut()[packet]).is_err() {
             return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
         }
-        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
+        let facts =
+            parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
         let Some((facts, parsed)) = facts else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
@@ -169,7 +170,9 @@ impl Pipeline {
         match parsed.net {
             Net::V4(flow) => {
                 let key = Key4::new(zone, &flow);
-                if let Some(index) = self.cache4.install(&key, way.companion4(&flow), at.epoch, coarse) {
+                if let Ok(flow) = way.remembered4(&flow)
+                    && let Some(index) = self.cache4.install(&key, flow, at.epoch, coarse)
+                {
                     self.cache4.count(index, len.into(), coarse);
                 }
                 let entropy = (self.cache4.hash(&key) >> 32) as u32;
@@ -177,7 +180,9 @@ impl Pipeline {
             }
             Net::V6(flow) => {
                 let key = Key6::new(zone, &flow);
-                if let Some(index) = self.cache6.install(&key, way.companion6(&flow), at.epoch, coarse) {
+                if let Ok(flow) = way.remembered6(&flow)
+                    && let Some(index) = self.cache6.install(&key, flow, at.epoch, coarse)
+                {
                     self.cache6.count(index, len.into(), coarse);
                 }
                 let entropy = (self.cache6.hash(&key) >> 32) as u32;
@@ -311,7 +316,8 @@ impl Pipeline {
     /// Sends a packet of our own by the routes of the zone's network.
     fn send_own(&mut self, at: Moment<'_>, zone: ZoneId, frame: Frame) {
         let network = at.snapshot.zones.get(zone.number()).map_or(u32::MAX, |zone| zone.network());
-        let facts = parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
+        let facts =
+            parse(frame.bytes()).ok().and_then(|parsed| Some((Facts::of(&parsed, frame.bytes())?, parsed)));
         let Some((facts, parsed)) = facts else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
@@ -340,6 +346,13 @@ impl Pipeline {
         for _ in 0..self.waiting.len() {
             let Some(guest) = self.waiting.call() else { break };
             self.slow(at, guest.zone, guest.device, guest.frame);
+        }
+    }
+
+    /// Looks at the next `budget` of this worker's connections, and forgets those whose time is over.
+    pub(crate) fn forget_connections(&mut self, budget: u32, now: penstock_io::Ticks) {
+        if let Some(tracker) = &self.tracker {
+            tracker.table.sweep(tracker.worker, budget, tracker.seconds(now));
         }
     }
 

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use penstock_io::{BURST, Burst, Frame, FramePool, Ticks, TicksPerSecond};
-use penstock_wire::parse::{Net, parse};
+use penstock_wire::parse::{Net, Parsed, V4Flow, V6Flow, parse, parse_any, plain};
 use penstock_wire::{MacAddr, ethernet, ipv4, ipv6};
 
 use crate::capture::Captures;
@@ -26,6 +26,7 @@ use crate::outputs::Outputs;
 use crate::snapshot::Epoch;
 use crate::tables::{Device, Snapshot};
 use crate::tally::Tally;
+use crate::tracker::Tracker;
 use crate::unwrap::{Arrived, Unwrapper};
 use crate::waiting::WaitingRoom;
 
@@ -91,6 +92,8 @@ pub(crate) struct Pipeline {
     pub(crate) waiting: WaitingRoom,
     pub(crate) limiter: Limiter,
     pub(crate) events: Arc<Events>,
+    /// The connections; `None` where none are kept.
+    pub(crate) tracker: Option<Tracker>,
     unwrapper: Unwrapper,
     lanes: Box<Lanes>,
 }
@@ -102,6 +105,7 @@ impl Pipeline {
         flows: (usize, usize),
         rate: TicksPerSecond,
         events: Arc<Events>,
+        tracker: Option<Tracker>,
     ) -> std::io::Result<Pipeline> {
         Ok(Pipeline {
             pool,
@@ -113,6 +117,7 @@ impl Pipeline {
             waiting: WaitingRoom::new(rate),
             limiter: Limiter::new(rate, 1000, 50),
             events,
+            tracker,
             unwrapper: Unwrapper::default(),
             lanes: Box::new(Lanes {
                 what: [What::Slow; BURST],
@@ -132,41 +137,41 @@ impl Pipeline {
         if self.captures.any() {
             self.captures.look(device, false, burst.frames(), &mut self.pool, at.now);
         }
-        self.classify(at, device, burst);
-        self.match_tags(burst.len());
+        self.classify(at, device, burst.frames_mut());
+        match_tags(&mut self.lanes, &self.cache4, &self.cache6, burst.len());
         self.act(at, device, burst);
     }
 
     /// First stage: where each frame came from, what it is, its key and hash; the bucket's tags are on their way.
-    #[inline(always)]
-    fn classify(&mut self, at: Moment<'_>, device: DeviceId, burst: &mut Burst) {
+    fn classify(&mut self, at: Moment<'_>, device: DeviceId, frames: &mut [Frame]) {
         let role = at.snapshot.devices.get(usize::from(device.0)).copied().unwrap_or_default();
-        for (lane, frame) in burst.frames_mut().iter_mut().enumerate() {
-            let what = match role {
-                Device::Endpoint { zone, mac } => {
-                    if stations_are(frame, at.snapshot.router_mac, mac) {
-                        self.recognise(lane, zone, frame)
-                    } else {
-                        self.lanes.zone[lane] = zone;
-                        stranger(frame, at.snapshot.router_mac, Some(mac))
-                    }
-                }
-                Device::Host { zone } => {
+        match role {
+            Device::Endpoint { zone, mac } => {
+                let stations = Stations { router: at.snapshot.router_mac, endpoint: mac };
+                from_endpoint(&mut self.lanes, &self.cache4, &self.cache6, zone, stations, frames);
+            }
+            Device::Host { zone } => {
+                for (lane, frame) in frames.iter().enumerate().take(BURST) {
                     self.lanes.zone[lane] = zone;
-                    match stranger(frame, at.snapshot.router_mac, None) {
-                        What::Slow => self.recognise(lane, zone, frame),
+                    self.lanes.what[lane] = match stranger(frame, at.snapshot.router_mac, None) {
+                        What::Slow => {
+                            recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
+                        }
                         other => other,
                     }
                 }
-                Device::Uplink { mac, native, .. } => self.arrive(at, lane, mac, native, frame),
-                Device::Unused => What::Drop(Cause::UnknownPort.into()),
-            };
-            self.lanes.what[lane] = what;
+            }
+            Device::Uplink { mac, native, .. } => {
+                for (lane, frame) in frames.iter_mut().enumerate().take(BURST) {
+                    self.lanes.what[lane] = self.arrive(at, lane, mac, native, frame);
+                }
+            }
+            Device::Unused => self.lanes.what.fill(What::Drop(Cause::UnknownPort.into())),
         }
     }
 
     /// A frame from an uplink: out of its tunnel, if it is in one.
-    #[inline]
+    #[inline(always)]
     fn arrive(
         &mut self,
         at: Moment<'_>,
@@ -175,129 +180,112 @@ impl Pipeline {
         native: Option<ZoneId>,
         frame: &mut Frame,
     ) -> What {
-        match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
-            Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => {
-                self.recognise(lane, zone, frame)
-            }
-            Ok(Arrived::Tunnel(_)) => What::Drop(Cause::WrongInnerMac.into()),
+        let zone = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
+            Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => zone,
+            Ok(Arrived::Tunnel(_)) => return What::Drop(Cause::WrongInnerMac.into()),
             Ok(Arrived::Bare) => match native {
-                Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => {
-                    self.recognise(lane, zone, frame)
-                }
-                _ => What::Drop(Cause::NotForUs.into()),
+                Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => zone,
+                _ => return What::Drop(Cause::NotForUs.into()),
             },
             Ok(Arrived::PathMtu(peer, mtu)) => {
                 self.events.tell(Event::PathMtu(peer, mtu));
-                What::Consume
+                return What::Consume;
             }
-            Err(reason) => What::Drop(reason),
-        }
-    }
-
-    /// Parses a frame whose zone is known and makes its key.
-    #[inline(always)]
-    fn recognise(&mut self, lane: usize, zone: ZoneId, frame: &Frame) -> What {
-        let lanes = &mut *self.lanes;
-        lanes.zone[lane] = zone;
-        let parsed = match parse(frame.bytes()) {
-            Ok(parsed) => parsed,
-            Err(rule) => return What::Drop(rule.into()),
+            Err(reason) => return What::Drop(reason),
         };
-        if usize::from(parsed.l3) != L3 {
-            return What::Drop(Cause::VlanNotExpected.into());
-        }
-        lanes.len[lane] = parsed.end - L3 as u16;
-        match parsed.net {
-            Net::V4(flow) => {
-                let key = Key4::new(zone, &flow);
-                let hash = self.cache4.hash(&key);
-                self.cache4.touch(hash);
-                (lanes.key4[lane], lanes.hash[lane], lanes.tos[lane]) = (key, hash, flow.tos);
-                if flow.ttl > 1 { What::V4 } else { What::Slow }
-            }
-            Net::V6(flow) => {
-                let key = Key6::new(zone, &flow);
-                let hash = self.cache6.hash(&key);
-                self.cache6.touch(hash);
-                (lanes.key6[lane], lanes.hash[lane], lanes.tos[lane]) = (key, hash, flow.tclass);
-                if flow.hop_limit > 1 { What::V6 } else { What::Slow }
-            }
-            Net::Arp => What::Slow,
-            Net::Other(_) => What::Drop(Cause::NotIp.into()),
-        }
-    }
-
-    /// Second stage: which slot may hold each flow; the slot is on its way.
-    #[inline(always)]
-    fn match_tags(&mut self, count: usize) {
-        let lanes = &mut *self.lanes;
-        for lane in 0..count.min(BURST) {
-            lanes.candidate[lane] = match lanes.what[lane] {
-                What::V4 => self.cache4.candidate(lanes.hash[lane]),
-                What::V6 => self.cache6.candidate(lanes.hash[lane]),
-                What::Slow | What::Drop(_) | What::Consume => continue,
-            };
-        }
+        recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
     }
 
     /// Third stage: the known flows' actions, and the slow path for the rest, in the order of arrival.
-    #[inline(always)]
     fn act(&mut self, at: Moment<'_>, device: DeviceId, burst: &mut Burst) {
         let coarse = Coarse::of(at.now);
-        for lane in 0..BURST {
-            let Some(frame) = burst.pop() else { break };
+        let mut hits = 0;
+        for (lane, frame) in burst.drain().enumerate().take(BURST) {
             let lanes = &*self.lanes;
-            let (hash, len, tos) = (lanes.hash[lane], lanes.len[lane], lanes.tos[lane]);
+            let (hash, candidate) = (lanes.hash[lane], lanes.candidate[lane]);
             let (found, is_ipv4) = match lanes.what[lane] {
-                What::V4 => {
-                    (self.cache4.find(&lanes.key4[lane], hash, lanes.candidate[lane], at.epoch), true)
-                }
-                What::V6 => {
-                    (self.cache6.find(&lanes.key6[lane], hash, lanes.candidate[lane], at.epoch), false)
-                }
-                What::Slow => {
-                    self.tally.counts.slow_only += 1;
-                    self.slow(at, self.lanes.zone[lane], device, frame);
-                    continue;
-                }
-                What::Drop(reason) => {
-                    self.tally.counts.slow_only += 1;
-                    self.tally.drop(reason, frame, &mut self.pool);
-                    continue;
-                }
-                What::Consume => {
-                    self.tally.counts.slow_only += 1;
-                    self.consume(frame);
+                What::V4 => (self.cache4.find(&lanes.key4[lane], hash, candidate, at.epoch), true),
+                What::V6 => (self.cache6.find(&lanes.key6[lane], hash, candidate, at.epoch), false),
+                other => {
+                    self.act_unkeyed(at, device, other, lane, frame);
                     continue;
                 }
             };
-            let index = match found {
-                Found::Current(index) => {
-                    self.tally.counts.hits += 1;
-                    index
-                }
-                Found::Stale(_) => {
-                    self.tally.counts.stale += 1;
-                    self.slow(at, self.lanes.zone[lane], device, frame);
-                    continue;
-                }
-                Found::Absent => {
-                    self.tally.counts.misses += 1;
-                    self.slow(at, self.lanes.zone[lane], device, frame);
-                    continue;
-                }
+            let Found::Current(index) = found else {
+                self.act_unknown(at, device, &found, lane, frame);
+                continue;
             };
+            let action = if is_ipv4 { self.cache4.action(index) } else { self.cache6.action(index) };
+            if !action.is_plain() {
+                self.act_tracked(at, device, lane, index, frame);
+                continue;
+            }
+            hits += 1;
+            let (len, tos) = (lanes.len[lane], lanes.tos[lane]);
             let action = if is_ipv4 {
-                *self.cache4.count(index, len.into(), coarse)
+                self.cache4.count(index, len.into(), coarse)
             } else {
-                *self.cache6.count(index, len.into(), coarse)
+                self.cache6.count(index, len.into(), coarse)
             };
+            let action = *action;
             let leaving = Leaving { len, tos, is_ipv4, entropy: (hash >> 32) as u32 };
             if len > action.max_len() {
                 self.too_long(at, self.lanes.zone[lane], action, leaving, frame);
             } else {
                 self.carry_out(at.snapshot, action, leaving, frame);
             }
+        }
+        self.tally.counts.hits += hits;
+    }
+
+    /// What the packet in a lane needs to leave.
+    #[inline(always)]
+    pub(crate) fn leaving_of(&self, lane: usize) -> Leaving {
+        let lanes = &*self.lanes;
+        Leaving {
+            len: lanes.len[lane],
+            tos: lanes.tos[lane],
+            is_ipv4: matches!(lanes.what[lane], What::V4),
+            entropy: (lanes.hash[lane] >> 32) as u32,
+        }
+    }
+
+    /// Where the packet in a lane came from.
+    #[inline(always)]
+    pub(crate) fn zone_of(&self, lane: usize) -> ZoneId {
+        self.lanes.zone[lane]
+    }
+
+    /// The key of the IPv4 packet in a lane.
+    #[inline(always)]
+    pub(crate) fn key4_of(&self, lane: usize) -> &Key4 {
+        &self.lanes.key4[lane]
+    }
+
+    /// The key of the IPv6 packet in a lane.
+    #[inline(always)]
+    pub(crate) fn key6_of(&self, lane: usize) -> &Key6 {
+        &self.lanes.key6[lane]
+    }
+
+    /// A packet whose flow is not known, or was decided under older tables.
+    #[inline(never)]
+    fn act_unknown(&mut self, at: Moment<'_>, device: DeviceId, found: &Found, lane: usize, frame: Frame) {
+        match found {
+            Found::Stale(_) => self.tally.counts.stale += 1,
+            Found::Current(_) | Found::Absent => self.tally.counts.misses += 1,
+        }
+        self.slow(at, self.lanes.zone[lane], device, frame);
+    }
+
+    /// A frame that no flow is looked up for.
+    #[inline(never)]
+    fn act_unkeyed(&mut self, at: Moment<'_>, device: DeviceId, what: What, lane: usize, frame: Frame) {
+        self.tally.counts.slow_only += 1;
+        match what {
+            What::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
+            What::Consume => self.consume(frame),
+            What::V4 | What::V6 | What::Slow => self.slow(at, self.lanes.zone[lane], device, frame),
         }
     }
 
@@ -352,10 +340,115 @@ impl Pipeline {
     }
 }
 
-/// Whether a frame goes from one station to another, and no other two.
+/// The two stations that speak on an endpoint's link.
+#[derive(Clone, Copy)]
+struct Stations {
+    router: MacAddr,
+    endpoint: MacAddr,
+}
+
+/// First stage, for frames from an endpoint.
+///
+/// A function of its own, called once a burst: as parameters the lanes and the caches are known not to overlap, so what
+/// does not change stays in registers.
+#[inline(never)]
+fn from_endpoint(
+    lanes: &mut Lanes,
+    cache4: &Cache<Key4>,
+    cache6: &Cache<Key6>,
+    zone: ZoneId,
+    stations: Stations,
+    frames: &[Frame],
+) {
+    let mut usual = [0; 12];
+    usual[..6].copy_from_slice(&stations.router.0);
+    usual[6..].copy_from_slice(&stations.endpoint.0);
+    for (lane, frame) in frames.iter().enumerate().take(BURST) {
+        lanes.what[lane] = if frame.bytes().first_chunk() == Some(&usual) {
+            recognise(lanes, cache4, cache6, lane, zone, frame)
+        } else {
+            lanes.zone[lane] = zone;
+            stranger(frame, stations.router, Some(stations.endpoint))
+        };
+    }
+}
+
+/// Parses a frame whose zone is known and makes its key.
 #[inline(always)]
-fn stations_are(frame: &Frame, dst: MacAddr, src: MacAddr) -> bool {
-    frame.bytes().first_chunk::<12>().is_some_and(|stations| stations[..6] == dst.0 && stations[6..] == src.0)
+fn recognise(
+    lanes: &mut Lanes,
+    cache4: &Cache<Key4>,
+    cache6: &Cache<Key6>,
+    lane: usize,
+    zone: ZoneId,
+    frame: &Frame,
+) -> What {
+    match plain(frame.bytes()) {
+        Some(Parsed { end, net: Net::V4(flow), .. }) => lanes.expect_v4(cache4, lane, zone, end, &flow),
+        _ => recognise_any(lanes, cache4, cache6, lane, zone, frame),
+    }
+}
+
+/// The same, for all but the common kind of frame.
+#[inline(never)]
+fn recognise_any(
+    lanes: &mut Lanes,
+    cache4: &Cache<Key4>,
+    cache6: &Cache<Key6>,
+    lane: usize,
+    zone: ZoneId,
+    frame: &Frame,
+) -> What {
+    lanes.zone[lane] = zone;
+    let parsed = match parse_any(frame.bytes()) {
+        Ok(parsed) => parsed,
+        Err(rule) => return What::Drop(rule.into()),
+    };
+    if usize::from(parsed.l3) != L3 {
+        return What::Drop(Cause::VlanNotExpected.into());
+    }
+    match parsed.net {
+        Net::V4(flow) => lanes.expect_v4(cache4, lane, zone, parsed.end, &flow),
+        Net::V6(flow) => lanes.expect_v6(cache6, lane, zone, parsed.end, &flow),
+        Net::Arp => What::Slow,
+        Net::Other(_) => What::Drop(Cause::NotIp.into()),
+    }
+}
+
+impl Lanes {
+    /// Notes an IPv4 packet that ends at `end` in its frame.
+    #[inline(always)]
+    fn expect_v4(&mut self, cache: &Cache<Key4>, lane: usize, zone: ZoneId, end: u16, flow: &V4Flow) -> What {
+        let key = Key4::new(zone, flow);
+        let hash = cache.hash(&key);
+        cache.touch(hash);
+        (self.zone[lane], self.key4[lane], self.hash[lane]) = (zone, key, hash);
+        (self.len[lane], self.tos[lane]) = (end - L3 as u16, flow.tos);
+        if flow.ttl > 1 { What::V4 } else { What::Slow }
+    }
+
+    /// Notes an IPv6 packet that ends at `end` in its frame.
+    #[inline(always)]
+    fn expect_v6(&mut self, cache: &Cache<Key6>, lane: usize, zone: ZoneId, end: u16, flow: &V6Flow) -> What {
+        let key = Key6::new(zone, flow);
+        let hash = cache.hash(&key);
+        cache.touch(hash);
+        (self.zone[lane], self.key6[lane], self.hash[lane]) = (zone, key, hash);
+        (self.len[lane], self.tos[lane]) = (end - L3 as u16, flow.tclass);
+        if flow.hop_limit > 1 { What::V6 } else { What::Slow }
+    }
+}
+
+/// Second stage: which slot may hold each flow; the slot is on its way.
+#[inline(never)]
+fn match_tags(lanes: &mut Lanes, cache4: &Cache<Key4>, cache6: &Cache<Key6>, count: usize) {
+    for lane in 0..count.min(BURST) {
+        lanes.candidate[lane] = match lanes.what[lane] {
+            What::V4 => cache4.candidate(lanes.hash[lane]),
+            What::V6 => cache6.candidate(lanes.hash[lane]),
+            What::Slow | What::Drop(_) | What::Consume => continue,
+        };
+    }
 }
 
 /// Whether an inner frame is for this node's router, by the address that it has or by one that peers derive.
@@ -381,7 +474,7 @@ fn stranger(frame: &Frame, router: MacAddr, source: Option<MacAddr>) -> What {
 }
 
 #[cold]
-fn finish_checksum(frame: &mut Frame) {
+pub(crate) fn finish_checksum(frame: &mut Frame) {
     if let Ok(parsed) = parse(frame.bytes()) {
         offload::finish_checksum(frame.bytes_mut(), &parsed);
     }
@@ -390,12 +483,16 @@ fn finish_checksum(frame: &mut Frame) {
 /// One hop less; the headers were all seen when the frame was parsed.
 #[inline(always)]
 fn take_hop(frame: &mut Frame, is_ipv4: bool) {
-    let packet = &mut frame.bytes_mut()[L3..];
+    let bytes = frame.bytes_mut();
     if is_ipv4 {
-        if let Some(header) = packet.first_chunk_mut::<{ ipv4::HEADER_LEN }>() {
+        if let Some(head) = bytes.first_chunk_mut::<{ L3 + ipv4::HEADER_LEN }>()
+            && let Some(header) = head.last_chunk_mut()
+        {
             ipv4::decrement_ttl(header);
         }
-    } else if let Some(header) = packet.first_chunk_mut::<{ ipv6::HEADER_LEN }>() {
+    } else if let Some(head) = bytes.first_chunk_mut::<{ L3 + ipv6::HEADER_LEN }>()
+        && let Some(header) = head.last_chunk_mut()
+    {
         ipv6::decrement_hop_limit(header);
     }
 }

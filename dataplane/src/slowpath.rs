@@ -19,14 +19,14 @@ use std::net::IpAddr;
 
 use penstock_io::Ticks;
 use penstock_wire::icmp;
-use penstock_wire::parse::{Fragment, Net, Parsed};
+use penstock_wire::parse::{Fragment, Net, Parsed, V4Flow, V6Flow};
 use penstock_wire::reply::{Problem, Unreachable};
-use penstock_wire::rewrite::Change;
+use penstock_wire::rewrite::{CannotRewrite, Change, Rewrite4, Rewrite6};
 use penstock_wire::{icmpv6, proto, sctp, tcp};
 
-use crate::conntrack::{ConnectionRef, Direction, NetworkId, Packet, Tuple};
+use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
-use crate::flow::{Action, DeviceId, ZoneId};
+use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
@@ -48,20 +48,6 @@ pub struct Scene<'a> {
     pub is_trial: bool,
 }
 
-/// A flow's connection and its side of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tracked {
-    /// The connection, or [`ConnectionRef::NONE`].
-    pub connection: ConnectionRef,
-    /// Which way the flow goes.
-    pub direction: Direction,
-}
-
-impl Tracked {
-    /// No connection.
-    pub const NONE: Tracked = Tracked { connection: ConnectionRef::NONE, direction: Direction::Original };
-}
-
 /// How a packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Way {
@@ -80,6 +66,24 @@ impl Way {
     #[must_use]
     pub fn of(action: Action) -> Way {
         Way { action, change: None, tracked: Tracked::NONE, lasts: true }
+    }
+
+    /// What an IPv4 flow is remembered with.
+    ///
+    /// # Errors
+    /// When its packets cannot be given other addresses.
+    pub fn remembered4(&self, flow: &V4Flow) -> Result<Remembered<Rewrite4>, CannotRewrite> {
+        let rewrite = self.change.map(|change| Rewrite4::new(flow, &change)).transpose()?;
+        Ok(Remembered { action: self.action, tracked: self.tracked, rewrite })
+    }
+
+    /// As [`Way::remembered4`], for an IPv6 flow.
+    ///
+    /// # Errors
+    /// As [`Way::remembered4`].
+    pub fn remembered6(&self, flow: &V6Flow) -> Result<Remembered<Rewrite6>, CannotRewrite> {
+        let rewrite = self.change.map(|change| Rewrite6::new(flow, &change)).transpose()?;
+        Ok(Remembered { action: self.action, tracked: self.tracked, rewrite })
     }
 }
 
@@ -421,7 +425,12 @@ fn loops(zone: Zone, target: &Target) -> bool {
 }
 
 /// Adds to a way what follows from where the packet came from, and what `complete` knows.
-fn seen_from(snapshot: &Snapshot, zone: Zone, verdict: Verdict, complete: impl FnOnce(Way) -> Way) -> Verdict {
+fn seen_from(
+    snapshot: &Snapshot,
+    zone: Zone,
+    verdict: Verdict,
+    complete: impl FnOnce(Way) -> Way,
+) -> Verdict {
     let Verdict::Go(way) = verdict else { return verdict };
     let partial = match zone {
         Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
@@ -444,4 +453,3 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified(),
     }
 }
-

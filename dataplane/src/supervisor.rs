@@ -34,6 +34,7 @@ pub use watchdog::Pace;
 
 use crate::config::Config;
 use crate::flow::DeviceId;
+use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
 use crate::port::PortId;
@@ -44,7 +45,6 @@ use crate::tables::desired::{Change, Desired};
 use crate::tables::rulebook::Author;
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
-use crate::kernel::PortsKept;
 use deal::Deal;
 use device::{Spec, Surroundings};
 use underlay::Knowledge;

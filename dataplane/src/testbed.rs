@@ -81,7 +81,12 @@ pub fn node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chu
 /// # Panics
 /// As [`node`].
 #[must_use]
-pub fn stateful_node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32) -> Testbed {
+pub fn stateful_node_with(
+    objects: &str,
+    underlay_addresses: &[IpAddr],
+    flows: usize,
+    chunks: u32,
+) -> Testbed {
     build(objects, underlay_addresses, flows, chunks, true)
 }
 
@@ -102,7 +107,13 @@ fn tracker(rate: TicksPerSecond) -> Tracker {
     }
 }
 
-fn build(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32, is_stateful: bool) -> Testbed {
+fn build(
+    objects: &str,
+    underlay_addresses: &[IpAddr],
+    flows: usize,
+    chunks: u32,
+    is_stateful: bool,
+) -> Testbed {
     let name = "node1".parse().expect("a valid name");
     let mut desired = Desired::new(Node { name, mac: None }, None);
     let text = format!("[[uplink]]\nname = \"wire\"\ninterface = \"wire0\"\n{objects}");
@@ -126,7 +137,8 @@ fn build(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32
     let reader = publisher.reader();
     let worker = Worker::new(&plan, reader, Arc::clone(&events), receiver, WorkerStats::shared())
         .expect("memory for the test's caches");
-    let testbed = Testbed { desired, underlay, author, publisher, worker, events, commands, now: Ticks(1 << 40) };
+    let testbed =
+        Testbed { desired, underlay, author, publisher, worker, events, commands, now: Ticks(1 << 40) };
     let endpoints = testbed.underlay.endpoints.len() as u16;
     for device in 0..FIRST_ENDPOINT + endpoints {
         testbed.open(device, MemPort::new());

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use penstock_io::Frame;
 use penstock_wire::decap::{self, TunnelKind};
-use penstock_wire::parse::{Fragment, Net, Parsed, parse, parse_quoted};
-use penstock_wire::{Vni, ecn, ethernet, icmp, icmpv6, ipv4, ipv6, proto};
+use penstock_wire::parse::{Fragment, Net, Parsed, parse_any, parse_quoted, plain};
+use penstock_wire::{Vni, ecn, ethernet, icmp, icmpv6, ipv4, ipv6, proto, udp};
 
 use crate::drop::{Cause, Reason};
 use crate::flow::ZoneId;
@@ -44,21 +44,45 @@ impl Unwrapper {
     ///
     /// # Errors
     /// Why the frame is to be dropped.
-    #[inline]
+    #[inline(always)]
     pub fn unwrap(
         &mut self,
         snapshot: &Snapshot,
         epoch: Epoch,
         frame: &mut Frame,
     ) -> Result<Arrived, Reason> {
-        let parsed = parse(frame.bytes())?;
+        match plain(frame.bytes()) {
+            Some(parsed) => self.unwrap_parsed(snapshot, epoch, frame, parsed),
+            None => self.unwrap_any(snapshot, epoch, frame),
+        }
+    }
+
+    #[inline(never)]
+    fn unwrap_any(
+        &mut self,
+        snapshot: &Snapshot,
+        epoch: Epoch,
+        frame: &mut Frame,
+    ) -> Result<Arrived, Reason> {
+        let parsed = parse_any(frame.bytes())?;
+        self.unwrap_parsed(snapshot, epoch, frame, parsed)
+    }
+
+    #[inline(always)]
+    fn unwrap_parsed(
+        &mut self,
+        snapshot: &Snapshot,
+        epoch: Epoch,
+        frame: &mut Frame,
+        parsed: Parsed,
+    ) -> Result<Arrived, Reason> {
         let Some((src, dst, protocol, dport, tos, fragment)) = outer(&parsed) else {
             return Ok(Arrived::Bare);
         };
         let kind = if protocol == proto::UDP { kind_of(snapshot, dport) } else { None };
         let (Some(kind), Fragment::Whole) = (kind, fragment) else {
             return Ok(if protocol == proto::ICMP || protocol == proto::ICMPV6 {
-                path_mtu(snapshot, frame.bytes(), &parsed).unwrap_or(Arrived::Bare)
+                path_mtu(snapshot, frame.bytes(), parsed).unwrap_or(Arrived::Bare)
             } else {
                 Arrived::Bare
             });
@@ -66,7 +90,7 @@ impl Unwrapper {
         if !snapshot.underlay_addresses.contains(&dst) {
             return Err(Cause::NotOurTunnel.into());
         }
-        if !offload::udp_checksum_holds(frame.bytes(), &parsed, snapshot.partial_underlay) {
+        if has_checksum(frame.bytes(), &parsed) && !checksum_holds(snapshot, frame.bytes(), parsed) {
             return Err(penstock_wire::Malformed::BadChecksum.into());
         }
         let end = usize::from(parsed.end);
@@ -140,6 +164,18 @@ fn kind_of(snapshot: &Snapshot, port: u16) -> Option<TunnelKind> {
     snapshot.tunnel_ports.iter().find(|(known, _)| *known == port).map(|(_, kind)| *kind)
 }
 
+/// Whether the outer UDP header has a checksum at all: most tunnels over IPv4 have none.
+#[inline(always)]
+fn has_checksum(frame: &[u8], parsed: &Parsed) -> bool {
+    let at = usize::from(parsed.l4) + udp::CHECKSUM_AT;
+    frame.get(at..at + 2) != Some(&[0, 0])
+}
+
+#[inline(never)]
+fn checksum_holds(snapshot: &Snapshot, frame: &[u8], parsed: Parsed) -> bool {
+    offload::udp_checksum_holds(frame, &parsed, snapshot.partial_underlay)
+}
+
 /// Carries the outer header's congestion mark over to the inner one (RFC 6040).
 fn carry_congestion(inner: &mut [u8], outer_tos: u8) -> Result<(), Reason> {
     let Some((link, packet)) = inner.split_first_chunk_mut::<{ ethernet::HEADER_LEN }>() else {
@@ -168,7 +204,7 @@ fn carry_congestion(inner: &mut [u8], outer_tos: u8) -> Result<(), Reason> {
 
 /// A router's word that a tunnel packet of ours was too long; the control side judges what of it to believe.
 #[cold]
-fn path_mtu(snapshot: &Snapshot, frame: &[u8], parsed: &Parsed) -> Option<Arrived> {
+fn path_mtu(snapshot: &Snapshot, frame: &[u8], parsed: Parsed) -> Option<Arrived> {
     let message = frame.get(parsed.l4.into()..parsed.end.into())?;
     let (mtu, ethertype, quoted) = match parsed.net {
         Net::V4(flow) if flow.proto == proto::ICMP => {

@@ -20,9 +20,14 @@ use crate::port::{AnyPort, OwnedPort, PortId};
 use crate::snapshot::Reader;
 use crate::stats::{PortStats, WorkerStats};
 use crate::tables::Snapshot;
+use crate::tracker::Tracker;
 
 /// Buckets of each flow cache that a turn looks at for flows to forget.
 const SWEEP: usize = 4;
+/// Connections that a turn looks at for those whose time is over ...
+const A_FEW: u32 = 4;
+/// ... and that are looked at each time that counters are published, so that an idle worker gets round as well.
+const MANY: u32 = 4096;
 /// A flow without packets for this long is forgotten.
 const QUIET: Duration = Duration::from_secs(60);
 /// How often the ports' counters are published.
@@ -204,7 +209,14 @@ impl Worker {
         let (sleeper, waker) = Sleeper::new(plan.idle, rate)?;
         Ok(Worker {
             slots: Vec::with_capacity(64),
-            pipeline: Pipeline::new(plan.id, pool, (plan.flows4, plan.flows6), rate, events)?,
+            pipeline: Pipeline::new(
+                plan.id,
+                pool,
+                (plan.flows4, plan.flows6),
+                rate,
+                events,
+                plan.tracker.clone(),
+            )?,
             reader,
             commands,
             inlets: Vec::with_capacity(16),
@@ -312,8 +324,10 @@ impl Worker {
         self.pipeline.cache4.sweep(SWEEP, self.quiet, coarse);
         self.pipeline.cache6.sweep(SWEEP, self.quiet, coarse);
         self.pipeline.dismiss_waiting(now);
+        self.pipeline.forget_connections(A_FEW, now);
         if now.since(self.published) > self.publish_every {
             self.published = now;
+            self.pipeline.forget_connections(MANY, now);
             self.take_census();
             for slot in self.slots.iter().flatten() {
                 self.stats.publish_port(slot.id, Some(slot.stats()));

@@ -189,6 +189,31 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// Replaces the packet by the first `len` bytes of `lines`, copied line by line.
+    ///
+    /// # Errors
+    /// [`NoTailroom`]; the frame is as it was. Whole lines must fit.
+    #[inline(always)]
+    pub(crate) fn fill_from_lines(&mut self, lines: &[[u8; LINE]], len: usize) -> Result<(), NoTailroom> {
+        if let ([line], Some(window)) = (lines, self.window_mut()) {
+            *window = *line;
+        } else {
+            let bytes = lines.as_flattened();
+            if bytes.len() > CHUNK - self.headroom() {
+                return Err(NoTailroom);
+            }
+            self.len = bytes.len() as u32;
+            self.bytes_mut().copy_from_slice(bytes);
+        }
+        self.len = len.min(lines.len() * LINE) as u32;
+        Ok(())
+    }
+}
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 impl Drop for Frame {
     #[cold]
     fn drop(&mut self) {

@@ -5,17 +5,22 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
-use crate::burst::{BURST, Burst};
+use crate::burst::Burst;
+use crate::frame::{Frame, LINE};
+use crate::pages::Table;
 use crate::pool::FramePool;
 use crate::port::{Port, PortCounters, PortFault};
+use crate::region::{CHUNK, HEADROOM};
 
 /// A port in memory.
 #[derive(Default)]
 pub struct MemPort {
-    /// Frames replayed endlessly, laid end to end with a stride of 64-byte lines.
-    templates: Vec<Template>,
-    order: Vec<u32>,
+    /// Frames replayed endlessly, in the order in which they are received: reading them is one stream, as from a ring.
+    plays: Vec<Play>,
+    lines: Option<Table<[u8; LINE]>>,
     next: usize,
+    /// The longest of them.
+    longest: usize,
     /// Frames that a test wants received once, in order.
     inbox: VecDeque<Vec<u8>>,
     /// What was sent, when the port keeps it.
@@ -26,22 +31,12 @@ pub struct MemPort {
 }
 
 /// A frame to replay: whole cache lines, so that the common small frame is one aligned copy.
-#[derive(Clone)]
-#[repr(align(64))]
-struct Template {
-    head: [u8; 64],
-    len: u32,
-    /// What does not fit the first line.
-    rest: Box<[u8]>,
-}
-
-impl Template {
-    fn new(bytes: &[u8]) -> Template {
-        let mut head = [0; 64];
-        let first = bytes.len().min(64);
-        head[..first].copy_from_slice(&bytes[..first]);
-        Template { head, len: bytes.len() as u32, rest: bytes[first..].into() }
-    }
+#[derive(Clone, Copy)]
+struct Play {
+    /// The first of its lines.
+    first: u32,
+    len: u16,
+    lines: u16,
 }
 
 impl MemPort {
@@ -54,12 +49,23 @@ impl MemPort {
     /// A port that replays `frames` for ever in the given `order` (numbers of frames) and discards what is sent.
     ///
     /// # Panics
-    /// If the order is empty or names a frame that is not there.
+    /// If the order is empty or names a frame that is not there, if a frame is longer than a chunk has room for, or
+    /// without memory for a copy of each frame as often as the order names it.
     #[must_use]
     pub fn replay(frames: &[Vec<u8>], order: Vec<u32>) -> MemPort {
         assert!(!order.is_empty() && order.iter().all(|&i| (i as usize) < frames.len()));
-        let templates = frames.iter().map(|bytes| Template::new(bytes)).collect();
-        MemPort { templates, order, room: usize::MAX, ..MemPort::default() }
+        assert!(frames.iter().all(|frame| frame.len() <= CHUNK - HEADROOM), "a frame fits a chunk");
+        let lines_of = |&i: &u32| frames[i as usize].len().div_ceil(LINE);
+        let mut lines = Table::zeroed(order.iter().map(lines_of).sum()).expect("memory for the frames");
+        let (mut first, mut plays) = (0, Vec::with_capacity(order.len()));
+        for i in &order {
+            let (frame, count) = (&frames[*i as usize], lines_of(i));
+            lines[first..first + count].as_flattened_mut()[..frame.len()].copy_from_slice(frame);
+            plays.push(Play { first: first as u32, len: frame.len() as u16, lines: count as u16 });
+            first += count;
+        }
+        let longest = frames.iter().map(Vec::len).max().unwrap_or_default();
+        MemPort { plays, lines: Some(lines), longest, room: usize::MAX, ..MemPort::default() }
     }
 
     /// A port that receives nothing and discards what is sent.
@@ -85,26 +91,33 @@ impl MemPort {
 
     #[inline(always)]
     fn replay_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
+        let Some(lines) = self.lines.as_deref() else { return 0 };
         let want = into.room();
-        let mut bytes = 0;
-        for got in 0..want {
-            let template = &self.templates[self.order[self.next] as usize];
-            let Some(mut frame) = pool.alloc_for(template.len as usize) else {
+        let (mut got, mut bytes) = (0, 0);
+        while got < want {
+            let ahead = &self.plays[self.next..];
+            let ahead = &ahead[..ahead.len().min(want - got)];
+            let before = into.len();
+            into.extend(pool.alloc_many(ahead.len(), self.longest).zip(ahead).map(|(mut frame, play)| {
+                let first = play.first as usize;
+                // Every frame fits its chunk (`replay`).
+                let _ =
+                    frame.fill_from_lines(&lines[first..first + usize::from(play.lines)], play.len.into());
+                bytes += u64::from(play.len);
+                frame
+            }));
+            let added = into.len() - before;
+            got += added;
+            if added < ahead.len() {
                 self.counters.rx_no_chunk += (want - got) as u64;
-                return self.received(got, bytes);
-            };
-            self.next += 1;
-            if self.next == self.order.len() {
+                break;
+            }
+            self.next += added;
+            if self.next == self.plays.len() {
                 self.next = 0;
             }
-            copy_template(template, &mut frame);
-            bytes += template.len as u64;
-            if let Err(frame) = into.push(frame) {
-                pool.free(frame);
-                return self.received(got, bytes);
-            }
         }
-        self.received(want, bytes)
+        self.received(got, bytes)
     }
 
     #[inline(always)]
@@ -115,22 +128,10 @@ impl MemPort {
     }
 }
 
-#[inline(always)]
-fn copy_template(template: &Template, frame: &mut crate::Frame) {
-    if let Some(head) = frame.window_mut::<64>() {
-        *head = template.head;
-    }
-    // Both grow within the chunk: templates longer than a chunk's room are cut, which `replay`'s callers never make.
-    let len = (template.len as usize).min(frame.tailroom());
-    if frame.grow_tail(len).is_ok() && len > 64 {
-        frame.bytes_mut()[64..].copy_from_slice(&template.rest[..len - 64]);
-    }
-}
-
 impl Port for MemPort {
     #[inline(always)]
     fn rx_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
-        if !self.templates.is_empty() {
+        if self.lines.is_some() {
             return self.replay_burst(pool, into);
         }
         let (mut got, mut bytes) = (0, 0);
@@ -158,18 +159,19 @@ impl Port for MemPort {
 
     #[inline(always)]
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
-        let taken = frames.len().min(self.room).min(BURST);
-        let mut bytes = 0;
-        for _ in 0..taken {
-            let Some(frame) = frames.pop() else { break };
-            bytes += frame.len() as u64;
-            if let Some(outbox) = &mut self.outbox {
-                outbox.push_back(frame.bytes().to_vec());
-            }
-            pool.free(frame);
+        let taken = frames.len().min(self.room);
+        let sent = &frames.frames()[..taken];
+        let bytes: usize = sent.iter().map(Frame::len).sum();
+        if let Some(outbox) = &mut self.outbox {
+            outbox.extend(sent.iter().map(|frame| frame.bytes().to_vec()));
         }
         self.counters.tx_packets += taken as u64;
-        self.counters.tx_bytes += bytes;
+        self.counters.tx_bytes += bytes as u64;
+        if taken == frames.len() {
+            pool.free_burst(frames);
+        } else {
+            std::iter::from_fn(|| frames.pop()).take(taken).for_each(|frame| pool.free(frame));
+        }
         taken
     }
 
@@ -191,7 +193,7 @@ impl Port for MemPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Hugepages, Region};
+    use crate::{BURST, Hugepages, Region};
 
     fn pool() -> FramePool {
         FramePool::new(Region::map(1024, Hugepages::Off).unwrap())

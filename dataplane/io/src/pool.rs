@@ -1,6 +1,6 @@
 //! The pool: the free chunks of one worker, used last in, first out, so that few of them stay warm in the cache.
 
-use crate::burst::Burst;
+use crate::burst::{BURST, Burst};
 use crate::frame::Frame;
 use crate::region::{BATCH, Batch, CHUNK, HEADROOM, Holder, Region};
 
@@ -10,6 +10,15 @@ const KEEP: usize = 8 * BATCH;
 /// Sixty-four-byte colours that [`FramePool::alloc_for`] spreads packets over. Chunks are 2048 bytes apart, so packets at
 /// one offset share a few sets of the L1 and L2 caches; eight colours take a third off a small forwarding loop.
 const COLOURS: usize = 8;
+
+/// The longest packet that is coloured: it fits a chunk behind the last colour.
+const COLOURED: usize = CHUNK - HEADROOM - COLOURS * 64;
+
+#[inline(always)]
+fn coloured_offset(chunk: u32) -> usize {
+    let colour = (chunk as usize + chunk as usize / COLOURS) % COLOURS;
+    HEADROOM + colour * 64
+}
 
 /// The free chunks of one worker. Not shared: frames come and go without a lock, and the region's depot is met only when
 /// the pool runs dry or over.
@@ -49,10 +58,31 @@ impl FramePool {
     #[inline(always)]
     pub fn alloc_for(&mut self, len: usize) -> Option<Frame> {
         let chunk = self.pop()?;
-        let colour = (chunk as usize + chunk as usize / COLOURS) % COLOURS;
-        let offset = if len <= CHUNK - HEADROOM - COLOURS * 64 { HEADROOM + colour * 64 } else { HEADROOM };
+        let offset = if len <= COLOURED { coloured_offset(chunk) } else { HEADROOM };
         // SAFETY: as in `alloc`; the largest colour leaves room inside the chunk.
         Some(unsafe { self.region.mint(chunk, offset, 0) })
+    }
+
+    /// Takes up to `count` empty frames with room for `len` bytes, as [`FramePool::alloc_for`] gives them, at once.
+    #[inline(always)]
+    pub(crate) fn alloc_many(&mut self, count: usize, len: usize) -> impl Iterator<Item = Frame> {
+        let mut chunks = [0; BURST];
+        let count = count.min(BURST);
+        while self.free.len() < count && self.refill() {}
+        let left = self.free.len() - count.min(self.free.len());
+        let taken = &self.free[left..];
+        let got = taken.len();
+        chunks[..got].copy_from_slice(taken);
+        self.free.truncate(left);
+        let (region, coloured) = (self.region, len <= COLOURED);
+        // Last in, first out, as one by one.
+        (0..got).rev().map(move |at| {
+            let chunk = chunks[at];
+            region.pass(chunk, Holder::Free, Holder::User);
+            let offset = if coloured { coloured_offset(chunk) } else { HEADROOM };
+            // SAFETY: as in `alloc_for`.
+            unsafe { region.mint(chunk, offset, 0) }
+        })
     }
 
     /// Takes a frame back.
@@ -69,9 +99,16 @@ impl FramePool {
     /// Takes every frame of a burst back.
     #[inline]
     pub fn free_burst(&mut self, burst: &mut Burst) {
-        while let Some(frame) = burst.pop() {
-            self.free(frame);
+        let mut chunks = [0; BURST];
+        let count = burst.len();
+        for (chunk, frame) in chunks.iter_mut().zip(burst.drain()) {
+            *chunk = self.region.chunk_of(frame.into_raw()).unwrap_or_else(|| foreign());
+            self.region.pass(*chunk, Holder::User, Holder::Free);
         }
+        while self.free.len() + count > KEEP {
+            self.spill();
+        }
+        self.free.extend_from_slice(&chunks[..count]);
     }
 
     /// Takes a free chunk for the kernel to receive into.
@@ -115,9 +152,13 @@ impl FramePool {
     }
 
     #[cold]
-    fn refill(&mut self) {
-        if let Some(batch) = self.region.take() {
-            self.free.extend_from_slice(&batch.chunks[..batch.len]);
+    fn refill(&mut self) -> bool {
+        match self.region.take() {
+            Some(batch) => {
+                self.free.extend_from_slice(&batch.chunks[..batch.len]);
+                true
+            }
+            None => false,
         }
     }
 

@@ -286,12 +286,8 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
         life: slowpath::first_of(question.protocol),
         fragment: Fragment::Whole,
     };
-    let scene = slowpath::Scene {
-        snapshot: &snapshot,
-        tracker: engine.tracker(),
-        now: Ticks::now(),
-        is_trial: true,
-    };
+    let scene =
+        slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), is_trial: true };
     let (steps, verdict, delivered) = slowpath::explain(scene, zone, &packet);
     let step = |(stage, decision, detail): slowpath::Step| proto::ExplainStep {
         stage: stage.to_owned(),

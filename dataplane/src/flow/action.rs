@@ -2,6 +2,8 @@
 
 use penstock_wire::MacAddr;
 
+use crate::conntrack::{ConnectionRef, Direction};
+
 /// A device of the node: an uplink, an endpoint's attachment, the host port. Its queues are ports of the workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u16);
@@ -23,6 +25,10 @@ const FORWARD: u8 = 0;
 const ENCAPSULATE: u8 = 1;
 /// The packet may carry a checksum that its sender left for a network card to finish.
 const FINISH_CHECKSUM: u8 = 1;
+/// The flow is one of a connection's.
+const TRACKED: u8 = 2;
+/// The packet gets other addresses or ports.
+const REWRITE: u8 = 4;
 
 /// The compiled action of a flow: 24 bytes, so that key, counters and action share a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
@@ -58,7 +64,44 @@ impl Action {
     /// The same, for packets whose transport checksum may be left to finish.
     #[must_use]
     pub fn finishing_checksums(self, needed: bool) -> Action {
-        Action { flags: if needed { FINISH_CHECKSUM } else { 0 }, ..self }
+        self.flagged(FINISH_CHECKSUM, needed)
+    }
+
+    /// The same, for packets of a connection.
+    #[must_use]
+    pub fn tracking(self, is: bool) -> Action {
+        self.flagged(TRACKED, is)
+    }
+
+    /// The same, for packets that get other addresses or ports.
+    #[must_use]
+    pub fn rewriting(self, is: bool) -> Action {
+        self.flagged(REWRITE, is)
+    }
+
+    fn flagged(self, flag: u8, is: bool) -> Action {
+        Action { flags: if is { self.flags | flag } else { self.flags & !flag }, ..self }
+    }
+
+    /// Whether the action is all that a packet needs: no connection, no other addresses.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.flags & (TRACKED | REWRITE) == 0
+    }
+
+    /// Whether the flow is one of a connection's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_tracked(&self) -> bool {
+        self.flags & TRACKED != 0
+    }
+
+    /// Whether packets get other addresses or ports.
+    #[inline(always)]
+    #[must_use]
+    pub fn rewrites(&self) -> bool {
+        self.flags & REWRITE != 0
     }
 
     /// What is done.
@@ -94,5 +137,55 @@ impl Action {
     #[must_use]
     pub fn max_len(&self) -> u16 {
         self.max_len
+    }
+}
+
+/// A flow's connection and its side of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    /// The connection, or [`ConnectionRef::NONE`].
+    pub connection: ConnectionRef,
+    /// Which way the flow goes.
+    pub direction: Direction,
+}
+
+/// In a word: the flow goes the reply's way. An entry's number has 24 bits, so the bit is free.
+const IS_REPLY: u64 = 1 << 31;
+
+impl Tracked {
+    /// No connection.
+    pub const NONE: Tracked = Tracked { connection: ConnectionRef::NONE, direction: Direction::Original };
+
+    /// Both in one word, zero for none.
+    #[inline]
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        self.connection.to_bits() | if self.direction == Direction::Reply { IS_REPLY } else { 0 }
+    }
+
+    /// What [`Tracked::to_bits`] put into a word.
+    #[inline]
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Tracked {
+        let direction = if bits & IS_REPLY == 0 { Direction::Original } else { Direction::Reply };
+        Tracked { connection: ConnectionRef::from_bits(bits & !IS_REPLY), direction }
+    }
+}
+
+/// What a flow is remembered with; `R` is its family's rewrite.
+#[derive(Clone, Copy, Debug)]
+pub struct Remembered<R> {
+    /// What its packets get.
+    pub action: Action,
+    /// Its connection.
+    pub tracked: Tracked,
+    /// Other addresses and ports.
+    pub rewrite: Option<R>,
+}
+
+impl<R> From<Action> for Remembered<R> {
+    /// A flow that no connection is kept of.
+    fn from(action: Action) -> Remembered<R> {
+        Remembered { action, tracked: Tracked::NONE, rewrite: None }
     }
 }

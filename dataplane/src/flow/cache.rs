@@ -15,7 +15,7 @@ use std::io;
 use penstock_io::lanes::equal;
 use penstock_io::pages::{Table, prefetch};
 
-use super::action::Action;
+use super::action::{Action, Remembered, Tracked};
 use super::key::{Key, Seed};
 use crate::snapshot::Epoch;
 
@@ -24,6 +24,9 @@ const WAYS: usize = 16;
 
 /// A newcomer displaces one of sixteen busy flows with a chance of one in this many.
 const DISPLACE_ONE_IN: u32 = 16;
+
+/// How often the sweep comes round while a flow becomes quiet.
+const ROUNDS: usize = 4;
 
 /// Coarse time: time-stamp ticks divided by 2^24, about 7 ms. It wraps after months at most of which ages never are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +38,13 @@ impl Coarse {
     #[must_use]
     pub fn of(now: penstock_io::Ticks) -> Coarse {
         Coarse((now.0 >> 24) as u32)
+    }
+
+    /// The period of 128 steps, about a second, that a moment is in.
+    #[inline(always)]
+    #[must_use]
+    pub fn period(self) -> u32 {
+        self.0 >> 7
     }
 
     /// Steps from `earlier` to here.
@@ -93,14 +103,21 @@ pub struct Row<K> {
 }
 
 /// The known flows of one worker and one address family.
-pub struct Cache<K> {
+pub struct Cache<K: Key> {
     tags: Table<[u8; WAYS]>,
     slots: Table<Slot<K>>,
+    /// Each slot's connection. Apart from it, because a packet needs it but once a second or so.
+    tracked: Table<u64>,
+    /// Other addresses and ports, of the slots whose action says that there are some.
+    rewrites: Table<K::Rewrite>,
     mask: u32,
     seed: Seed,
     used: usize,
     /// The next bucket that the sweep looks at.
     hand: u32,
+    /// When the sweep's account was last settled, and the buckets that it owes.
+    swept: Coarse,
+    owed: usize,
     dice: u32,
 }
 
@@ -114,10 +131,14 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         Ok(Cache {
             tags: Table::zeroed(buckets)?,
             slots: Table::zeroed(buckets * WAYS)?,
+            tracked: Table::zeroed(buckets * WAYS)?,
+            rewrites: Table::zeroed(buckets * WAYS)?,
             mask: buckets as u32 - 1,
             seed,
             used: 0,
             hand: 0,
+            swept: Coarse(0),
+            owed: 0,
             dice: 0x9e37_79b9,
         })
     }
@@ -221,28 +242,80 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         &self.slots[index].action
     }
 
+    /// The connection of the flow in a slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn tracked(&self, index: usize) -> Tracked {
+        Tracked::from_bits(self.tracked[index])
+    }
+
+    /// The other addresses and ports of the flow in a slot; of use only if its action says that it has some.
+    #[inline(always)]
+    #[must_use]
+    pub fn rewrite(&self, index: usize) -> &K::Rewrite {
+        &self.rewrites[index]
+    }
+
+    /// Whether the last packet of the flow in a slot came in another [`Coarse::period`] than `now`.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_new_period(&self, index: usize, now: Coarse) -> bool {
+        Coarse(self.slots[index].seen).period() != now.period()
+    }
+
     /// Installs a flow or gives a known one a new action; its counters go on. Returns its slot, or `None` without a
     /// place: a busy bucket refuses most newcomers.
-    pub fn install(&mut self, key: &K, action: Action, epoch: Epoch, now: Coarse) -> Option<usize> {
-        let hash = self.hash(key);
-        match self.find(key, hash, self.candidate(hash), epoch) {
+    pub fn install(
+        &mut self,
+        key: &K,
+        flow: impl Into<Remembered<K::Rewrite>>,
+        epoch: Epoch,
+        now: Coarse,
+    ) -> Option<usize> {
+        let (flow, hash) = (flow.into(), self.hash(key));
+        let action = flow.action.tracking(flow.tracked != Tracked::NONE).rewriting(flow.rewrite.is_some());
+        let index = match self.find(key, hash, self.candidate(hash), epoch) {
             Found::Current(index) | Found::Stale(index) => {
                 let slot = &mut self.slots[index];
                 (slot.action, slot.epoch) = (action, epoch.0 as u32);
-                return Some(index);
+                index
             }
-            Found::Absent => {}
+            Found::Absent => {
+                let index = self.place(hash, now)?;
+                self.tags[index / WAYS][index % WAYS] = tag_of(hash);
+                self.slots[index] =
+                    Slot { key: *key, packets: 0, bytes: 0, epoch: epoch.0 as u32, seen: now.0, action };
+                self.used += 1;
+                index
+            }
+        };
+        if action.is_tracked() {
+            self.tracked[index] = flow.tracked.to_bits();
         }
-        let index = self.place(hash, now)?;
-        self.tags[index / WAYS][index % WAYS] = tag_of(hash);
-        self.slots[index] =
-            Slot { key: *key, packets: 0, bytes: 0, epoch: epoch.0 as u32, seen: now.0, action };
-        self.used += 1;
+        if let Some(rewrite) = flow.rewrite {
+            self.rewrites[index] = rewrite;
+        }
         Some(index)
     }
 
-    /// Forgets flows that were quiet for `quiet` steps, looking at `buckets` buckets from where the last call stopped.
+    /// Forgets flows that were quiet for `quiet` steps: looks at the buckets that are due, at most `buckets` of them, from
+    /// where the last call stopped. All are due [`ROUNDS`] times in `quiet` steps: a look at a bucket is a cache miss for
+    /// each flow in it, too dear for every turn of a busy worker.
+    #[inline]
     pub fn sweep(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
+        let all = self.mask as usize + 1;
+        if self.swept != now {
+            let due = now.since(self.swept) as usize * (all * ROUNDS).div_ceil(quiet.max(1) as usize);
+            self.owed = (self.owed + due).min(all);
+            self.swept = now;
+        }
+        let buckets = buckets.min(self.owed);
+        self.owed -= buckets;
+        if buckets == 0 { 0 } else { self.sweep_on(buckets, quiet, now) }
+    }
+
+    #[inline(never)]
+    fn sweep_on(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
         let mut forgotten = 0;
         for _ in 0..buckets {
             let bucket = self.hand as usize;

@@ -1,6 +1,7 @@
 //! What tells one flow from another: where it came in, and its addresses, protocol and ports.
 
 use penstock_wire::parse::{Fragment, V4Flow, V6Flow};
+use penstock_wire::rewrite::{Rewrite4, Rewrite6};
 
 /// Where packets come from, as flows tell them apart: one endpoint, the host, one peer in one network, or the underlay.
 ///
@@ -48,6 +49,12 @@ impl Seed {
 
 /// A key of the flow cache.
 pub trait Key: Copy + Eq {
+    /// Other addresses and ports for packets of this family.
+    type Rewrite: Copy + zerocopy::FromZeros;
+
+    /// The transport protocol.
+    fn protocol(&self) -> u8;
+
     /// The key's hash: one multiplication of 64 by 64 bits, folded, per 16 bytes of key.
     fn hash(&self, seed: Seed) -> u64;
 }
@@ -105,6 +112,13 @@ impl Key4 {
 }
 
 impl Key for Key4 {
+    type Rewrite = Rewrite4;
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        (self.rest >> 32) as u8
+    }
+
     #[inline(always)]
     fn hash(&self, seed: Seed) -> u64 {
         fold(self.addresses ^ seed.0[0], self.rest ^ seed.0[1])
@@ -135,6 +149,13 @@ impl Key6 {
 }
 
 impl Key for Key6 {
+    type Rewrite = Rewrite6;
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        (self.rest >> 32) as u8
+    }
+
     #[inline(always)]
     fn hash(&self, seed: Seed) -> u64 {
         let addresses = fold(self.src[0] ^ self.dst[0] ^ seed.0[0], self.src[1] ^ seed.0[1]);

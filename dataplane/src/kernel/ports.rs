@@ -36,7 +36,8 @@ impl PortsKept {
 fn add(list: &Path, ranges: &BTreeSet<(u16, u16)>) -> std::io::Result<()> {
     let there = fs::read_to_string(list)?;
     let new = ranges.iter().map(|(first, last)| format!("{first}-{last}"));
-    let parts: Vec<String> = there.trim().split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let parts: Vec<String> =
+        there.trim().split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     let all: Vec<String> = parts.into_iter().chain(new).collect();
     fs::write(list, all.join(","))
 }

@@ -70,8 +70,7 @@ fn native(
     mtu: u16,
     watch: &mut impl Watch,
 ) -> Verdict {
-    let Some(&Device::Uplink { mac: ours, .. }) = snapshot.devices.get(usize::from(device.0))
-    else {
+    let Some(&Device::Uplink { mac: ours, .. }) = snapshot.devices.get(usize::from(device.0)) else {
         return Verdict::Drop(Cause::PortGone.into());
     };
     let Some(&theirs) = snapshot.neighbours.get(&(device, next_hop)) else {

@@ -10,13 +10,13 @@ use penstock_wire::rewrite::Change;
 
 use super::link::link;
 use super::words::{describe_target, describe_tuple, matching_row};
-use super::{Facts, Scene, Tracked, Verdict, Watch, Way, key_of};
+use super::{Facts, Scene, Verdict, Watch, Way, key_of};
 use crate::conntrack::{
-    Connection, Decision, Direction, Limits, Match, NetworkId,
-    Opening, Owner, Parties, Progress, Refused, State,
-    Status, Tuple, life, nat,
+    Connection, Decision, Direction, Limits, Match, NetworkId, Opening, Owner, Parties, Progress, Refused,
+    State, Status, Tuple, life, nat,
 };
 use crate::drop::{Cause, Reason};
+use crate::flow::Tracked;
 use crate::tables::service::{Answer, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
@@ -230,7 +230,10 @@ impl<'a, W: Watch> Stages<'a, W> {
             Answer::Backend(chosen) => {
                 self.watch.stage("service", || {
                     let name = services.find(&query).map_or("?", |(port, _)| port.service());
-                    (format!("to {}", std::net::SocketAddr::new(chosen.address, chosen.port)), name.to_owned())
+                    (
+                        format!("to {}", std::net::SocketAddr::new(chosen.address, chosen.port)),
+                        name.to_owned(),
+                    )
                 });
                 let network = NetworkId::new(chosen.network.get()).unwrap_or_default();
                 let sent = tuple.with_destination(chosen.address, chosen.port);
@@ -272,7 +275,8 @@ impl<'a, W: Watch> Stages<'a, W> {
     fn judge(&mut self, src: IpAddr, network: NetworkId, sent: &Tuple) -> u16 {
         let snapshot = self.snapshot();
         // A packet from outside meets the policies of the network that it goes to.
-        let home = snapshot.network(network).or_else(|| snapshot.network(sent.network())).unwrap_or(self.network);
+        let home =
+            snapshot.network(network).or_else(|| snapshot.network(sent.network())).unwrap_or(self.network);
         let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
         let endpoint_at = |address: IpAddr| match home.route(address)? {
             Target::Endpoint(endpoint) => Some(&*snapshot.endpoints[*endpoint as usize]),
@@ -322,7 +326,11 @@ impl<'a, W: Watch> Stages<'a, W> {
         let snapshot = self.snapshot();
         let stands_in = chosen.map_or(SourceNat::Keep, |chosen| chosen.source);
         if stands_in != SourceNat::Keep {
-            let why = if stands_in == SourceNat::Hairpin { "the client is the backend" } else { "the backend is remote" };
+            let why = if stands_in == SourceNat::Hairpin {
+                "the client is the backend"
+            } else {
+                "the backend is remote"
+            };
             self.watch.stage("nat", || ("an address of the node".into(), why.into()));
             return snapshot.node_pool.as_deref().map(Some).ok_or(Cause::NoNatAddress);
         }

@@ -36,7 +36,8 @@ pub enum OpenError {
 pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, OpenError> {
     let settings = &config.connections;
     let path = settings.region(&config.socket);
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    else {
         return Err(OpenError::Path(path));
     };
     let workers = config.cpus.len() as u16;
@@ -55,10 +56,13 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, Ope
         Opened::Fresh => tracing::info!("connections: a table for {} in {}", plan.capacity, path.display()),
         Opened::Adopted { .. } => tracing::info!(
             "connections: {} of the daemon before go on; {} had expired, {} were being written when it ended",
-            adoption.kept, adoption.expired, adoption.broken
+            adoption.kept,
+            adoption.expired,
+            adoption.broken
         ),
         Opened::SetAside { why, .. } => tracing::warn!(
-            "connections: begins without any, the table in {} was set aside: {why}", path.display()
+            "connections: begins without any, the table in {} was set aside: {why}",
+            path.display()
         ),
     }
     let (connections, half_open) = settings.endpoint_share();
@@ -73,7 +77,7 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, Ope
 }
 
 /// The timeouts of the configuration; both lists have the same names.
-fn timeouts(told: &crate::config::Timeouts) -> Timeouts {
+fn timeouts(told: &crate::config::stateful::Timeouts) -> Timeouts {
     Timeouts {
         tcp_syn_sent: told.tcp_syn_sent,
         tcp_syn_received: told.tcp_syn_received,

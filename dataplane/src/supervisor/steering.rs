@@ -43,7 +43,8 @@ fn prefixes(desired: &Desired, snapshot: &Snapshot) -> BTreeSet<(IpAddr, u8)> {
 
 fn node_ports(desired: &Desired, snapshot: &Snapshot) -> Vec<NodePort> {
     let ports = desired.services().flat_map(|service| &service.ports);
-    let ports = ports.filter_map(|it| Some((penstock_api::model::Protocol::from(it.protocol).number(), it.node_port?)));
+    let ports = ports
+        .filter_map(|it| Some((penstock_api::model::Protocol::from(it.protocol).number(), it.node_port?)));
     let at = |(protocol, port)| {
         snapshot.underlay_addresses.iter().map(move |&address| NodePort { address, protocol, port })
     };
@@ -59,7 +60,8 @@ fn snat_ranges(desired: &Desired, snapshot: &Snapshot) -> Vec<SnatRange> {
         *range = (range.0.min(ports.first()), range.1.max(ports.last()));
     };
     for pool in desired.nat_pools() {
-        let addresses = if pool.addresses.is_empty() { &snapshot.underlay_addresses } else { &pool.addresses };
+        let addresses =
+            if pool.addresses.is_empty() { &snapshot.underlay_addresses } else { &pool.addresses };
         addresses.iter().filter(|it| own(it)).for_each(|&address| take(address, pool.ports));
     }
     for chosen in desired.egress_ips().filter(|it| own(&it.address)) {

@@ -280,7 +280,8 @@ impl<'a> Compiler<'a> {
 
     /// What services and connections have outside the cluster.
     fn outside(&mut self) {
-        let services = self.desired.services().flat_map(|it| it.external_ips.iter().chain(&it.load_balancer_ips));
+        let services =
+            self.desired.services().flat_map(|it| it.external_ips.iter().chain(&it.load_balancer_ips));
         let pools = self.desired.nat_pools().flat_map(|pool| &pool.addresses);
         let chosen = self.desired.egress_ips().map(|it| &it.address);
         self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();

@@ -20,9 +20,9 @@ use penstock_wire::decap::TunnelKind;
 use penstock_wire::encap::EncapTemplate;
 use penstock_wire::{MacAddr, Vni};
 
-use crate::flow::{DeviceId, TemplateId, ZoneId};
 use crate::conntrack::NetworkId;
 use crate::conntrack::nat::Pool;
+use crate::flow::{DeviceId, TemplateId, ZoneId};
 use lpm::Lpm;
 use nat::Masquerade;
 use policies::Policies;

@@ -237,17 +237,17 @@ impl EncapTemplate {
             ethertype: inner_ethertype,
             entropy,
         };
-        if self.is_ipv4
-            && !self.udp_checksum
-            && self.len() == V4_LEN
-            && let Ok(head) = <&mut [u8; V4_LEN]>::try_from(&mut *head)
-        {
-            // The common tunnel: one line, every offset a constant.
+        assert_eq!(head.len(), self.len(), "the room for tunnel headers has the template's length");
+        if let Ok(head) = <&mut [u8; V4_LEN]>::try_from(&mut *head) {
+            // The common tunnel, over IPv4 without options: one line, every offset a constant.
             put(head, 0, self.first_line());
             self.stamp_v4(head, stamp);
             put16(head, V4_LEN - 2, inner_ethertype);
         } else {
-            self.write_any(head, inner_l3, stamp);
+            self.write_long(head, stamp);
+        }
+        if self.udp_checksum {
+            self.stamp_udp_checksum(head, inner_l3, stamp);
         }
     }
 
@@ -256,13 +256,13 @@ impl EncapTemplate {
         crate::bytes::array(&self.bytes, 0)
     }
 
-    /// Every other tunnel: options, IPv6 or a checksum.
+    /// Headers with options or over IPv6.
     ///
-    /// The headers are 64 to 128 bytes long, so two copies of 64 bytes that overlap cover them: cheaper than one copy
-    /// of a length that the compiler does not know.
-    fn write_any(&self, head: &mut [u8], inner_l3: &[u8], stamp: Stamp) {
+    /// They are 65 to 128 bytes long, so two copies of 64 bytes that overlap cover them: cheaper than one copy of a
+    /// length that the compiler does not know.
+    #[inline(always)]
+    fn write_long(&self, head: &mut [u8], stamp: Stamp) {
         let template = &self.bytes[..self.len()];
-        assert_eq!(head.len(), template.len(), "the room for tunnel headers has the template's length");
         let (Some(back), Some(from)) = (head.last_chunk_mut::<V4_LEN>(), template.last_chunk()) else {
             unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
         };
@@ -271,28 +271,28 @@ impl EncapTemplate {
         let Some(front) = head.first_chunk_mut::<V4_LEN>() else {
             unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
         };
-        if template.len() > V4_LEN {
-            *front = self.first_line();
-        }
-        let l4 = if self.is_ipv4 {
+        *front = self.first_line();
+        if self.is_ipv4 {
             self.stamp_v4(front, stamp);
-            V4_L4
         } else {
             self.stamp_v6(front, stamp);
-            V6_L4
-        };
-        if self.udp_checksum {
-            let length = self.udp_len(l4, stamp.len);
-            // The length counts twice, in the pseudo header and in UDP's own.
-            let sum = checksum::sum(inner_l3)
-                .add16(self.udp_sum)
-                .add16(length)
-                .add16(length)
-                .add16(stamp.source_port())
-                .add16(stamp.ethertype);
-            let field = &mut head[l4 + udp::CHECKSUM_AT..][..2];
-            field.copy_from_slice(&udp::checksum_or_ones(sum.finish()).to_be_bytes());
         }
+    }
+
+    /// Sums everything behind the outer IP header.
+    #[inline(never)]
+    fn stamp_udp_checksum(&self, head: &mut [u8], inner_l3: &[u8], stamp: Stamp) {
+        let l4 = if self.is_ipv4 { V4_L4 } else { V6_L4 };
+        let length = self.udp_len(l4, stamp.len);
+        // The length counts twice, in the pseudo header and in UDP's own.
+        let sum = checksum::sum(inner_l3)
+            .add16(self.udp_sum)
+            .add16(length)
+            .add16(length)
+            .add16(stamp.source_port())
+            .add16(stamp.ethertype);
+        let field = &mut head[l4 + udp::CHECKSUM_AT..][..2];
+        field.copy_from_slice(&udp::checksum_or_ones(sum.finish()).to_be_bytes());
     }
 
     /// Patches the outer IPv4 and UDP headers.

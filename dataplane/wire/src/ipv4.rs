@@ -4,6 +4,8 @@ use crate::bytes::{be16, be32, put, put16};
 use crate::{Malformed, checksum};
 use std::net::Ipv4Addr;
 
+/// Bytes of the unit that an IPv4 header tells its length in (RFC 791 section 3.1).
+pub const WORD: usize = 4;
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 /// Bytes of the longest header.

@@ -99,7 +99,7 @@ impl Rewrite {
 }
 
 /// New addresses and ports for the packets of one IPv4 flow, worked out once: 20 bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub struct Rewrite4 {
     /// Both addresses, as they stand in the header.
@@ -175,7 +175,7 @@ impl Rewrite4 {
 }
 
 /// New addresses and ports for the packets of one IPv6 flow, worked out once: 40 bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub struct Rewrite6 {
     /// Both addresses, as they stand in the header.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::burst::Burst;
 use crate::clock::Ticks;
 use crate::netdev::Netdev;
+use crate::pages::prefetch;
 use crate::pool::FramePool;
 use crate::port::{Port, PortCounters, PortFault};
 use crate::region::{CHUNK, Holder, Region};
@@ -298,6 +299,8 @@ impl Port for XskPort {
             }
             bytes += frame.len() as u64;
             packets += 1;
+            // The kernel wrote it, likely on another core; its headers are read next.
+            prefetch(frame.bytes(), 0);
             if let Err(frame) = into.push(frame) {
                 pool.free(frame);
             }

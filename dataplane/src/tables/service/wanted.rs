@@ -35,9 +35,9 @@ pub fn wanted(desired: &Desired, zone: Option<&Name>) -> Vec<ServiceSpec> {
             external_ips: service.external_ips.clone(),
             load_balancer_ips: service.load_balancer_ips.clone(),
             ports: ports.collect(),
-            affinity: service.affinity.map(|Affinity::ClientIp { timeout_s }| {
-                Duration::from_secs(timeout_s.into())
-            }),
+            affinity: service
+                .affinity
+                .map(|Affinity::ClientIp { timeout_s }| Duration::from_secs(timeout_s.into())),
             internal_policy: traffic_of(service.internal_policy),
             external_policy: traffic_of(service.external_policy),
             topology: match service.topology {

@@ -18,7 +18,7 @@ pub(super) struct Flow {
 }
 
 /// What the transport header of a flow's packets gets: 8 bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub(super) struct Transport {
     /// Both ports as they stand in the header, or an echo's identifier twice.
@@ -29,7 +29,7 @@ pub(super) struct Transport {
 }
 
 /// Which fields there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(u8)]
 enum Kind {
     /// None that changes.

@@ -1,0 +1,238 @@
+//! The dataplane beside its peers, measured in turns on this machine: medians, spread and paired ratios.
+//!
+//! `cargo bench -p penstock-bench --bench peers -- [memory|veth] [--rounds N] [--seconds N]`, as root. It needs two CPUs
+//! that nothing else uses: CPU 1 forwards, CPU 0 sends. `memory` replays the same frames from memory to testpmd (`mac`),
+//! to Open vSwitch on DPDK and to our ports and worker; `veth` has testpmd's `net_af_xdp` and our AF_XDP ports forward
+//! between two veths what testpmd sends. Figures are packets over wall time, for all of them.
+
+#![allow(missing_docs)]
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use penstock_bench::contest::{Contender, alternate, print};
+use penstock_bench::peers::lab::Lab;
+use penstock_bench::peers::{self, PeerError, ovs, testpmd};
+use penstock_bench::scenario::{self, PortToPort, Running};
+use penstock_bench::traffic::shuffled;
+use penstock_io::steer::{Role, Steer, XdpMode};
+use penstock_io::{
+    BURST, Burst, FramePool, Hugepages, Netdev, Port, Region, Ticks, TicksPerSecond, XskConfig, XskPort, pcap,
+};
+
+/// Huge pages that the hungriest peer takes: 100,000 frames in buffers of their own.
+const MEMORY_PAGES: u64 = 640;
+const VETH_PAGES: u64 = 192;
+/// A forwarder of ours ends by itself after this long, should nobody be left to end it.
+const LIFE: Duration = Duration::from_secs(300);
+/// What a forwarder takes to open its ports, and a generator to come to its pace.
+const WARM_UP: Duration = Duration::from_secs(4);
+
+struct Options {
+    memory: bool,
+    veth: bool,
+    rounds: usize,
+    time: Duration,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words[..] {
+        ["forward", left, right] => forward(left, right),
+        _ => options(&words).and_then(compare),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options(words: &[&str]) -> Result<Options, Box<dyn Error>> {
+    let mut options = Options { memory: true, veth: true, rounds: 5, time: Duration::from_secs(4) };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut number = || words.next().ok_or(format!("{word} takes a number"));
+        match *word {
+            "memory" => options.veth = false,
+            "veth" => options.memory = false,
+            "--rounds" => options.rounds = number()?.parse()?,
+            "--seconds" => options.time = Duration::from_secs(number()?.parse()?),
+            _ => return Err("usage: peers [memory|veth] [--rounds N] [--seconds N]".into()),
+        }
+    }
+    Ok(options)
+}
+
+fn compare(options: Options) -> Result<(), Box<dyn Error>> {
+    let needed = if options.memory { MEMORY_PAGES } else { VETH_PAGES };
+    peers::check(needed)?;
+    let rate = TicksPerSecond::measure(Duration::from_millis(100)).0 as f64;
+    if options.memory {
+        for flows in [1_000, 100_000] {
+            in_memory(flows, &options, rate)?;
+        }
+    }
+    if options.veth {
+        let ours = |time| {
+            between_veths(time, |lab| {
+                let program = std::env::current_exe().unwrap_or_default();
+                lab.start(1, "1", &program.to_string_lossy(), &["forward", "left", "right"])
+            })
+        };
+        let theirs = |time| between_veths(time, |lab| testpmd::forward(lab, 1, "left", "right"));
+        let contenders = vec![
+            Contender { name: "penstock xsk", run: Box::new(ours) },
+            Contender { name: "testpmd net_af_xdp", run: Box::new(theirs) },
+        ];
+        let scores = alternate(contenders, options.rounds, options.time)?;
+        print("AF_XDP between veths, 64-byte frames, one direction", &scores, rate);
+    }
+    Ok(())
+}
+
+/// Everything that forwards from memory, on the same frames in the same order.
+fn in_memory(flows: u32, options: &Options, rate: f64) -> Result<(), PeerError> {
+    let files = Lab::new(&["memory"])?;
+    let alternate = |contenders| alternate(contenders, options.rounds, options.time);
+    let plain = capture(&files, scenario::Path::Forward, flows)?;
+    let scores = alternate(vec![
+        Contender { name: "penstock ports", run: Box::new(|time| Ok(ports(flows, time))) },
+        Contender {
+            name: "testpmd mac",
+            run: Box::new(|time| testpmd::from_memory(&files, &plain, flows as usize, time)),
+        },
+    ])?;
+    print(&format!("forward only, {flows} flows"), &scores, rate);
+    for (path, work, title) in [
+        (scenario::Path::Forward, ovs::Work::Forward, "L3 forward"),
+        (scenario::Path::Encap, ovs::Work::Vxlan, "VXLAN"),
+    ] {
+        let scores = alternate(vec![
+            Contender { name: "penstock worker", run: Box::new(|time| Ok(worker(path, flows, time))) },
+            Contender { name: "ovs-dpdk", run: Box::new(|time| ovs::from_memory(&plain, work, time)) },
+        ])?;
+        print(&format!("{title}, {flows} flows"), &scores, rate);
+    }
+    Ok(())
+}
+
+/// Writes a path's frames in the order in which our own ports replay them.
+fn capture(lab: &Lab, path: scenario::Path, flows: u32) -> Result<PathBuf, PeerError> {
+    let file = lab.path("frames.pcap");
+    let frames = scenario::frames(path, flows);
+    let write = |path: &Path| {
+        let mut writer = pcap::Writer::new(BufWriter::new(File::create(path)?))?;
+        for number in shuffled(flows) {
+            let frame = &frames[number as usize];
+            writer.write(Duration::ZERO, frame, frame.len() as u32)?;
+        }
+        writer.get_mut().flush()
+    };
+    write(&file).map_err(|source| PeerError::File { path: file.clone(), source })?;
+    Ok(file)
+}
+
+fn worker(path: scenario::Path, flows: u32, time: Duration) -> f64 {
+    on_cpu_1(move || {
+        let mut running = Running::new(path, flows);
+        let rate = packets_a_second(time, |now| running.turn(now));
+        running.check();
+        rate
+    })
+}
+
+fn ports(flows: u32, time: Duration) -> f64 {
+    on_cpu_1(move || {
+        let mut ports = PortToPort::new(flows);
+        packets_a_second(time, |_| ports.turn())
+    })
+}
+
+/// Runs on a thread of its own that is pinned to CPU 1.
+fn on_cpu_1(work: impl FnOnce() -> f64 + Send) -> f64 {
+    std::thread::scope(|scope| {
+        let pinned = scope.spawn(|| {
+            assert!(
+                core_affinity::set_for_current(core_affinity::CoreId { id: 1 }),
+                "CPU 1 is in this process's cpuset"
+            );
+            work()
+        });
+        match pinned.join() {
+            Ok(rate) => rate,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Takes bursts through for a while.
+fn packets_a_second(time: Duration, mut turn: impl FnMut(Ticks)) -> f64 {
+    let (start, mut bursts) = (Instant::now(), 0u64);
+    while start.elapsed() < time {
+        let now = Ticks::now();
+        (0..1000).for_each(|_| turn(now));
+        bursts += 1000;
+    }
+    (bursts * BURST as u64) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Packets a second that reach the far end of: generator - left [forwarder] right - sink.
+fn between_veths(
+    time: Duration,
+    forwarder: impl FnOnce(&Lab) -> Result<peers::lab::Program, PeerError>,
+) -> Result<f64, PeerError> {
+    let lab = Lab::new(&["gen", "dut", "sink"])?;
+    lab.join((0, "gen"), (1, "left"))?;
+    lab.join((1, "right"), (2, "sink"))?;
+    let forwarder = forwarder(&lab)?;
+    std::thread::sleep(WARM_UP);
+    let station = lab.sysfs(1, "left", "address")?;
+    let _generator = testpmd::send(&lab, 0, "gen", &station)?;
+    std::thread::sleep(WARM_UP);
+    let arrived = || Ok(lab.sysfs(2, "sink", "statistics/rx_packets")?.parse::<u64>().unwrap_or(0));
+    let (start, before) = (Instant::now(), arrived()?);
+    std::thread::sleep(time);
+    let (after, elapsed) = (arrived()?, start.elapsed());
+    if after == before {
+        return Err(PeerError::Idle { peer: "the forwarder between veths", log: forwarder.log()? });
+    }
+    Ok((after - before) as f64 / elapsed.as_secs_f64())
+}
+
+/// Our forwarder between veths: the ports alone, every frame from left to right and back.
+fn forward(left: &str, right: &str) -> Result<(), Box<dyn Error>> {
+    let region = Region::map(32768, Hugepages::Auto)?;
+    let mut pool = FramePool::new(region);
+    let (_left_steer, mut left) = open(left, &mut pool)?;
+    let (_right_steer, mut right) = open(right, &mut pool)?;
+    let (start, mut burst) = (Instant::now(), Burst::new());
+    while start.elapsed() < LIFE {
+        for _ in 0..1000 {
+            for _ in 0..2 {
+                left.rx_burst(&mut pool, &mut burst);
+                right.tx_burst(&mut pool, &mut burst);
+                pool.free_burst(&mut burst);
+                std::mem::swap(&mut left, &mut right);
+            }
+            left.settle(&mut pool)?;
+            right.settle(&mut pool)?;
+        }
+    }
+    Ok(())
+}
+
+fn open(name: &str, pool: &mut FramePool) -> Result<(Steer, XskPort), Box<dyn Error>> {
+    let netdev = Netdev::named(name)?;
+    let steer = Steer::attach(&netdev, Role::Pod, XdpMode::Auto)?;
+    let port = XskPort::open(&netdev, 0, &XskConfig::default(), pool)?;
+    steer.bind(0, &port)?;
+    Ok((steer, port))
+}

@@ -1,0 +1,24 @@
+//! Runs one path for a while, for a profiler to look at: `turns l3-forward|vxlan-encap|vxlan-decap [FLOWS] [TURNS]`.
+
+use std::error::Error;
+
+use penstock_bench::scenario::{Path, Running};
+use penstock_bench::windows::median_window;
+use penstock_io::BURST;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let path = arguments.first().and_then(|name| Path::ALL.into_iter().find(|path| path.name() == name));
+    let path = path.ok_or("usage: turns l3-forward|vxlan-encap|vxlan-decap [FLOWS] [TURNS]")?;
+    let flows = arguments.get(1).map_or(Ok(1000), |text| text.parse())?;
+    let turns: u64 = arguments.get(2).map_or(Ok(100_000), |text| text.parse())?;
+    let mut running = Running::new(path, flows);
+    let cycles = median_window(turns, |now| running.turn(now));
+    running.check();
+    println!(
+        "{} {flows} flows: {:.1} cycles a packet",
+        path.name(),
+        cycles as f64 / (turns * BURST as u64) as f64
+    );
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Open vSwitch's userspace datapath on DPDK: one PMD thread forwards frames replayed from memory to a port that discards.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::lab::{Lab, run};
+use super::{PeerError, tail};
+
+/// What the switch does with each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// One hop less, and out.
+    Forward,
+    /// A VXLAN header in front, and out.
+    Vxlan,
+}
+
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// Debian's DPDK build lies beside the ordinary one, which `ovs-vswitchd` names.
+const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// What the switch takes to read its frames and to come to its pace.
+const WARM_UP: Duration = Duration::from_secs(4);
+
+/// A switch and its database, in a lab's first namespace.
+struct Switch<'a> {
+    lab: &'a Lab,
+}
+
+impl Switch<'_> {
+    /// Runs one of its tools in the namespace, its files in the lab's folder.
+    fn tool(&self, line: &str) -> Result<String, PeerError> {
+        let folder = self.lab.path("");
+        let folder = folder.display().to_string();
+        let variables = ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR"].map(|name| format!("{name}={folder}"));
+        let line = line.replace("@", &folder);
+        let mut arguments = vec!["netns", "exec", self.lab.namespace(0), "env"];
+        arguments.extend(variables.iter().map(String::as_str));
+        arguments.extend(line.split_whitespace());
+        run("ip", &arguments)
+    }
+
+    fn vsctl(&self, line: &str) -> Result<String, PeerError> {
+        self.tool(&format!("ovs-vsctl --db=unix:@/db.sock --timeout=20 {line}"))
+    }
+
+    fn ask(&self, line: &str) -> Result<String, PeerError> {
+        self.tool(&format!("ovs-appctl -t @/vs.ctl {line}"))
+    }
+
+    fn start(&self) -> Result<(), PeerError> {
+        self.tool(&format!("ovsdb-tool create @/conf.db {SCHEMA}"))?;
+        self.tool(
+            "ovsdb-server @/conf.db --remote=punix:@/db.sock --pidfile=@/db.pid --detach --log-file=@/db.log \
+             --unixctl=@/db.ctl -vconsole:off",
+        )?;
+        self.vsctl("--no-wait init")?;
+        // The PMD on CPU 1, everything else on CPU 0.
+        for option in ["dpdk-init=true", "dpdk-socket-mem=512", "pmd-cpu-mask=2", "dpdk-lcore-mask=1"] {
+            self.vsctl(&format!("--no-wait set Open_vSwitch . other_config:{option}"))?;
+        }
+        // One argument with a space in it.
+        let folder = self.lab.path("db.sock");
+        let extra = "other_config:dpdk-extra=\"--no-pci --in-memory\"";
+        let db = format!("--db=unix:{}", folder.display());
+        run("ovs-vsctl", &[&db, "--timeout=20", "--no-wait", "set", "Open_vSwitch", ".", extra])?;
+        self.tool(&format!(
+            "{SWITCH} unix:@/db.sock --unixctl=@/vs.ctl --pidfile=@/vs.pid --detach --log-file=@/vs.log -vconsole:off"
+        ))?;
+        Ok(())
+    }
+
+    fn configure(&self, pcap: &Path, work: Work) -> Result<(), PeerError> {
+        let source = format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display());
+        let sink = "type=dpdk options:dpdk-devargs=net_null0,no-rx=1";
+        self.vsctl("add-br br-int -- set bridge br-int datapath_type=netdev")?;
+        self.vsctl(&format!(
+            "add-port br-int p0 -- set Interface p0 type=dpdk options:dpdk-devargs=\"{source}\""
+        ))?;
+        let send = match work {
+            Work::Forward => {
+                self.vsctl(&format!("add-port br-int out -- set Interface out {sink}"))?;
+                "dec_ttl,output:out"
+            }
+            Work::Vxlan => {
+                self.vsctl("add-br br-phy -- set bridge br-phy datapath_type=netdev")?;
+                self.vsctl(&format!("add-port br-phy p1 -- set Interface p1 {sink}"))?;
+                self.tool("ip addr add 192.168.77.1/24 dev br-phy")?;
+                self.tool("ip link set br-phy up")?;
+                self.vsctl(
+                    "add-port br-int out -- set Interface out type=vxlan options:remote_ip=192.168.77.2 \
+                     options:key=100",
+                )?;
+                self.ask("tnl/arp/set br-phy 192.168.77.2 02:00:00:00:00:99")?;
+                "output:out"
+            }
+        };
+        let flow = format!("priority=10,in_port=p0,ip,actions={send}");
+        self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {flow}")).map(drop)
+    }
+}
+
+impl Drop for Switch<'_> {
+    fn drop(&mut self) {
+        for name in ["vs.pid", "db.pid"] {
+            if let Ok(pid) = std::fs::read_to_string(self.lab.path(name)) {
+                let _ = run("kill", &[pid.trim()]);
+            }
+        }
+        // Their devices go with the namespace; it takes them a moment to end.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Packets a second of one PMD thread on CPU 1, from `pcap`'s frames (`net_pcap`, `infinite_rx`).
+///
+/// # Errors
+/// When a tool is missing or the switch forwards nothing.
+pub fn from_memory(pcap: &Path, work: Work, time: Duration) -> Result<f64, PeerError> {
+    let lab = Lab::new(&["ovs"])?;
+    let switch = Switch { lab: &lab };
+    switch.start()?;
+    switch.configure(pcap, work)?;
+    std::thread::sleep(WARM_UP);
+    switch.ask("dpif-netdev/pmd-stats-clear")?;
+    std::thread::sleep(time);
+    // Every recirculation counts as a packet in pmd-stats-show; pmd-perf-show counts received packets.
+    let said = switch.ask("dpif-netdev/pmd-perf-show -nh")?;
+    received_rate(&said).ok_or_else(|| PeerError::Idle { peer: "Open vSwitch", log: tail(&said) })
+}
+
+/// The first thread's rate: `Rx packets: 61234567 (15308 Kpps, 130 cycles/pkt)`.
+fn received_rate(said: &str) -> Option<f64> {
+    let line = said.lines().find_map(|line| line.trim().strip_prefix("Rx packets:"))?;
+    let rate: f64 = line.split('(').nth(1)?.split_whitespace().next()?.parse().ok()?;
+    (rate > 0.0).then_some(rate * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_read_from_what_the_switch_prints() {
+        let said = "pmd thread numa_id 0 core_id 1:\n\n  Iterations:  1  (0.1 us/it)\n  \
+                    Rx packets:          61234567  (15308 Kpps, 130 cycles/pkt)\n";
+        assert_eq!(received_rate(said), Some(15_308_000.0));
+        assert_eq!(received_rate("  Rx packets:  0\n"), None);
+    }
+}

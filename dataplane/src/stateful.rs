@@ -1,0 +1,99 @@
+//! The pipeline's third stage for packets of a known flow that a connection is kept of: the connection hears of it now and
+//! then, and addresses are rewritten.
+
+use penstock_io::Frame;
+use penstock_wire::{ipv4, ipv6, proto, sctp, tcp};
+
+use crate::conntrack::Packet;
+use crate::conntrack::life::leaves_fast_path;
+use crate::flow::{Coarse, DeviceId, Key};
+use crate::pipeline::{L3, Moment, Pipeline};
+
+/// Offset of the next header in an IPv6 header (RFC 8200 section 3).
+const V6_NEXT_HEADER_AT: usize = 6;
+
+impl Pipeline {
+    /// A packet of the flow in slot `index`.
+    #[inline]
+    pub(crate) fn act_tracked(
+        &mut self,
+        at: Moment<'_>,
+        device: DeviceId,
+        lane: usize,
+        index: usize,
+        mut frame: Frame,
+    ) {
+        let (zone, leaving, coarse) = (self.zone_of(lane), self.leaving_of(lane), Coarse::of(at.now));
+        let (action, tracked, is_new_period, protocol) = if leaving.is_ipv4 {
+            let (cache, key) = (&self.cache4, self.key4_of(lane));
+            (*cache.action(index), cache.tracked(index), cache.is_new_period(index, coarse), key.protocol())
+        } else {
+            let (cache, key) = (&self.cache6, self.key6_of(lane));
+            (*cache.action(index), cache.tracked(index), cache.is_new_period(index, coarse), key.protocol())
+        };
+        let l4 = transport_at(frame.bytes(), leaving.is_ipv4, protocol);
+        let lives = match (&self.tracker, l4) {
+            (Some(tracker), Some(l4)) => {
+                leaving.len <= action.max_len()
+                    && !changes_its_connection(frame.bytes(), l4, protocol)
+                    && (!is_new_period
+                        || tracker.table.keep_alive(
+                            tracker.worker,
+                            tracked.connection,
+                            tracked.direction,
+                            &tracker.settings,
+                            tracker.seconds(at.now),
+                        ))
+            }
+            _ => false,
+        };
+        let Some(l4) = l4.filter(|_| lives) else {
+            // Its connection begins, ends or is gone, or its sender must be told something.
+            self.tally.counts.stale += 1;
+            return self.slow(at, zone, device, frame);
+        };
+        self.tally.counts.hits += 1;
+        if action.rewrites() {
+            if action.finishes_checksums() {
+                crate::pipeline::finish_checksum(&mut frame);
+            }
+            let end = L3 + usize::from(leaving.len);
+            // The headers are there: the packet was parsed, and its transport header looked at.
+            let done = if leaving.is_ipv4 {
+                self.cache4.rewrite(index).apply(frame.bytes_mut(), L3, l4, end)
+            } else {
+                self.cache6.rewrite(index).apply(frame.bytes_mut(), L3, l4, end)
+            };
+            if !done {
+                return self.tally.drop(crate::drop::Cause::NotTranslatable, frame, &mut self.pool);
+            }
+        }
+        if leaving.is_ipv4 {
+            self.cache4.count(index, leaving.len.into(), coarse);
+        } else {
+            self.cache6.count(index, leaving.len.into(), coarse);
+        }
+        self.carry_out(at.snapshot, action, leaving, frame);
+    }
+}
+
+/// Where the transport header of a whole packet begins; `None` behind IPv6 extension headers, which the slow path walks.
+#[inline(always)]
+fn transport_at(frame: &[u8], is_ipv4: bool, protocol: u8) -> Option<usize> {
+    let first = *frame.get(L3)?;
+    if is_ipv4 {
+        return Some(L3 + usize::from(first & 0xf) * ipv4::WORD);
+    }
+    (*frame.get(L3 + V6_NEXT_HEADER_AT)? == protocol).then_some(L3 + ipv6::HEADER_LEN)
+}
+
+/// Whether a packet may begin, end or reset its connection.
+#[inline(always)]
+fn changes_its_connection(frame: &[u8], l4: usize, protocol: u8) -> bool {
+    let packet = match protocol {
+        proto::TCP => frame.get(l4 + tcp::FLAGS_AT).map(|&flags| Packet::Tcp(flags)),
+        proto::SCTP => frame.get(l4 + sctp::HEADER_LEN).map(|&chunk| Packet::Sctp(chunk)),
+        _ => return false,
+    };
+    packet.is_none_or(leaves_fast_path)
+}
