@@ -15,7 +15,7 @@ use criterion::{
 };
 use penstock_bench::scenario::{self, Path, PortToPort, Running};
 use penstock_bench::traffic::shuffled;
-use penstock_bench::windows::median_window;
+use penstock_bench::windows::costs;
 use penstock_dataplane::flow::{Action, Cache, Coarse, DeviceId, Found, Key4, Seed, ZoneId};
 use penstock_dataplane::snapshot::Epoch;
 use penstock_io::{BURST, Ticks};
@@ -75,15 +75,11 @@ impl ValueFormatter for Cycles {
 const FLOWS: [u32; 3] = [1_000, 100_000, 1_000_000];
 
 /// Measures `burst`, which takes [`BURST`] packets through; an iteration is a packet.
-fn measure(
-    group: &mut BenchmarkGroup<'_, Cycles>,
-    name: impl Into<BenchmarkId>,
-    mut burst: impl FnMut(Ticks),
-) {
-    group.bench_function(name.into(), |bench| {
+fn measure(group: &mut BenchmarkGroup<'_, Cycles>, name: BenchmarkId, mut burst: impl FnMut(Ticks)) {
+    group.bench_function(name, |bench| {
         bench.iter_custom(|packets| {
             let bursts = packets.div_ceil(BURST as u64);
-            let cycles = median_window(bursts, &mut burst);
+            let cycles = costs(bursts, &mut burst).median;
             (u128::from(cycles) * u128::from(packets) / (u128::from(bursts) * BURST as u128)) as u64
         });
     });
@@ -129,13 +125,13 @@ fn parsing(group: &mut BenchmarkGroup<'_, Cycles>) {
         at = (at + BURST) % (count - BURST);
         at..at + BURST
     };
-    measure(group, "parse", |_| {
+    measure(group, BenchmarkId::new("parse", "plain"), |_| {
         for frame in &frames[next(frames.len())] {
             black_box(key_of(frame));
         }
     });
     let tunnelled = scenario::frames(Path::Decap, 1_000);
-    measure(group, "decap", |_| {
+    measure(group, BenchmarkId::new("parse", "vxlan"), |_| {
         for frame in &tunnelled[next(frames.len())] {
             let inner = parse(frame).and_then(|outer| decap::tunnel(frame, outer.l4, TunnelKind::Vxlan));
             black_box(inner.ok().map(|tunnel| (tunnel.vni, key_of(&frame[usize::from(tunnel.inner)..]))));

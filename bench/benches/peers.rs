@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use penstock_bench::contest::{Contender, alternate, print};
+use penstock_bench::contest::{self, Contender, print};
 use penstock_bench::peers::lab::Lab;
 use penstock_bench::peers::{self, PeerError, ovs, testpmd};
 use penstock_bench::scenario::{self, PortToPort, Running};
@@ -92,33 +92,45 @@ fn compare(options: Options) -> Result<(), Box<dyn Error>> {
             Contender { name: "penstock xsk", run: Box::new(ours) },
             Contender { name: "testpmd net_af_xdp", run: Box::new(theirs) },
         ];
-        let scores = alternate(contenders, options.rounds, options.time)?;
+        let scores = contest(&options, contenders)?;
         print("AF_XDP between veths, 64-byte frames, one direction", &scores, rate);
     }
     Ok(())
 }
 
+fn contest(options: &Options, contenders: Vec<Contender<'_>>) -> Result<Vec<contest::Score>, PeerError> {
+    contest::alternate(contenders, options.rounds, options.time)
+}
+
 /// Everything that forwards from memory, on the same frames in the same order.
 fn in_memory(flows: u32, options: &Options, rate: f64) -> Result<(), PeerError> {
     let files = Lab::new(&["memory"])?;
-    let alternate = |contenders| alternate(contenders, options.rounds, options.time);
     let plain = capture(&files, scenario::Path::Forward, flows)?;
-    let scores = alternate(vec![
-        Contender { name: "penstock ports", run: Box::new(|time| Ok(ports(flows, time))) },
-        Contender {
-            name: "testpmd mac",
-            run: Box::new(|time| testpmd::from_memory(&files, &plain, flows as usize, time)),
-        },
-    ])?;
+    let scores = contest(
+        options,
+        vec![
+            Contender { name: "penstock ports", run: Box::new(|time| Ok(ports(flows, time))) },
+            Contender {
+                name: "testpmd mac",
+                run: Box::new(|time| testpmd::from_memory(&files, &plain, flows as usize, time)),
+            },
+        ],
+    )?;
     print(&format!("forward only, {flows} flows"), &scores, rate);
-    for (path, work, title) in [
+    let works = [
         (scenario::Path::Forward, ovs::Work::Forward, "L3 forward"),
         (scenario::Path::Encap, ovs::Work::Vxlan, "VXLAN"),
-    ] {
-        let scores = alternate(vec![
-            Contender { name: "penstock worker", run: Box::new(|time| Ok(worker(path, flows, time))) },
-            Contender { name: "ovs-dpdk", run: Box::new(|time| ovs::from_memory(&plain, work, time)) },
-        ])?;
+    ];
+    for (path, work, title) in works {
+        let ours = move |time| Ok(worker(path, flows, time));
+        let theirs = |time| ovs::from_memory(&plain, work, time);
+        let scores = contest(
+            options,
+            vec![
+                Contender { name: "penstock worker", run: Box::new(ours) },
+                Contender { name: "ovs-dpdk", run: Box::new(theirs) },
+            ],
+        )?;
         print(&format!("{title}, {flows} flows"), &scores, rate);
     }
     Ok(())

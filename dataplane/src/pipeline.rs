@@ -42,7 +42,7 @@ pub(crate) struct Moment<'a> {
 }
 
 /// What classification made of a frame.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     /// An IPv4 packet with a key.
     V4,
@@ -50,8 +50,8 @@ enum What {
     V6,
     /// Something that no flow is made of: ARP, neighbour discovery, a packet out of hops.
     Slow,
-    /// Not to be forwarded at all.
-    Drop(Reason),
+    /// Not to be forwarded at all; its lane has the reason.
+    Drop,
     /// A message for the dataplane itself, already understood.
     Consume,
 }
@@ -59,6 +59,7 @@ enum What {
 /// A burst's working memory, stage by stage.
 struct Lanes {
     what: [What; BURST],
+    reason: [Reason; BURST],
     zone: [ZoneId; BURST],
     key4: [Key4; BURST],
     key6: [Key6; BURST],
@@ -121,6 +122,7 @@ impl Pipeline {
             unwrapper: Unwrapper::default(),
             lanes: Box::new(Lanes {
                 what: [What::Slow; BURST],
+                reason: [Reason::Refused(Cause::UnknownPort); BURST],
                 zone: [ZoneId::default(); BURST],
                 key4: [Key4::default(); BURST],
                 key6: [Key6::default(); BURST],
@@ -153,20 +155,28 @@ impl Pipeline {
             Device::Host { zone } => {
                 for (lane, frame) in frames.iter().enumerate().take(BURST) {
                     self.lanes.zone[lane] = zone;
-                    self.lanes.what[lane] = match stranger(frame, at.snapshot.router_mac, None) {
-                        What::Slow => {
-                            recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
+                    self.lanes.what[lane] =
+                        match stranger(&mut self.lanes, lane, frame, at.snapshot.router_mac, None) {
+                            What::Slow => {
+                                recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
+                            }
+                            other => other,
                         }
-                        other => other,
-                    }
                 }
             }
-            Device::Uplink { mac, native, .. } => {
-                for (lane, frame) in frames.iter_mut().enumerate().take(BURST) {
-                    self.lanes.what[lane] = self.arrive(at, lane, mac, native, frame);
-                }
+            Device::Uplink { mac, native, .. } => self.from_uplink(at, mac, native, frames),
+            Device::Unused => {
+                self.lanes.what.fill(What::Drop);
+                self.lanes.reason.fill(Cause::UnknownPort.into());
             }
-            Device::Unused => self.lanes.what.fill(What::Drop(Cause::UnknownPort.into())),
+        }
+    }
+
+    /// First stage, for frames from an uplink.
+    #[inline(never)]
+    fn from_uplink(&mut self, at: Moment<'_>, mac: MacAddr, native: Option<ZoneId>, frames: &mut [Frame]) {
+        for (lane, frame) in frames.iter_mut().enumerate().take(BURST) {
+            self.lanes.what[lane] = self.arrive(at, lane, mac, native, frame);
         }
     }
 
@@ -182,58 +192,39 @@ impl Pipeline {
     ) -> What {
         let zone = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
             Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => zone,
-            Ok(Arrived::Tunnel(_)) => return What::Drop(Cause::WrongInnerMac.into()),
+            Ok(Arrived::Tunnel(_)) => return self.lanes.refuse(lane, Cause::WrongInnerMac),
             Ok(Arrived::Bare) => match native {
                 Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => zone,
-                _ => return What::Drop(Cause::NotForUs.into()),
+                _ => return self.lanes.refuse(lane, Cause::NotForUs),
             },
             Ok(Arrived::PathMtu(peer, mtu)) => {
                 self.events.tell(Event::PathMtu(peer, mtu));
                 return What::Consume;
             }
-            Err(reason) => return What::Drop(reason),
+            Err(reason) => return self.lanes.refuse(lane, reason),
         };
         recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
     }
 
     /// Third stage: the known flows' actions, and the slow path for the rest, in the order of arrival.
+    #[inline(never)]
     fn act(&mut self, at: Moment<'_>, device: DeviceId, burst: &mut Burst) {
         let coarse = Coarse::of(at.now);
         let mut hits = 0;
         for (lane, frame) in burst.drain().enumerate().take(BURST) {
             let lanes = &*self.lanes;
-            let (hash, candidate) = (lanes.hash[lane], lanes.candidate[lane]);
-            let (found, is_ipv4) = match lanes.what[lane] {
-                What::V4 => (self.cache4.find(&lanes.key4[lane], hash, candidate, at.epoch), true),
-                What::V6 => (self.cache6.find(&lanes.key6[lane], hash, candidate, at.epoch), false),
-                other => {
-                    self.act_unkeyed(at, device, other, lane, frame);
-                    continue;
-                }
+            let (candidate, len) = (lanes.candidate[lane], usize::from(lanes.len[lane]));
+            let hit = match lanes.what[lane] {
+                What::V4 => self.cache4.hit(&lanes.key4[lane], candidate, at.epoch, len, coarse),
+                What::V6 => self.cache6.hit(&lanes.key6[lane], candidate, at.epoch, len, coarse),
+                What::Slow | What::Drop | What::Consume => None,
             };
-            let Found::Current(index) = found else {
-                self.act_unknown(at, device, &found, lane, frame);
+            let Some(&action) = hit else {
+                self.act_apart(at, device, lane, frame);
                 continue;
             };
-            let action = if is_ipv4 { self.cache4.action(index) } else { self.cache6.action(index) };
-            if !action.is_plain() {
-                self.act_tracked(at, device, lane, index, frame);
-                continue;
-            }
             hits += 1;
-            let (len, tos) = (lanes.len[lane], lanes.tos[lane]);
-            let action = if is_ipv4 {
-                self.cache4.count(index, len.into(), coarse)
-            } else {
-                self.cache6.count(index, len.into(), coarse)
-            };
-            let action = *action;
-            let leaving = Leaving { len, tos, is_ipv4, entropy: (hash >> 32) as u32 };
-            if len > action.max_len() {
-                self.too_long(at, self.lanes.zone[lane], action, leaving, frame);
-            } else {
-                self.carry_out(at.snapshot, action, leaving, frame);
-            }
+            self.dispatch(at, lane, action, frame);
         }
         self.tally.counts.hits += hits;
     }
@@ -245,7 +236,7 @@ impl Pipeline {
         Leaving {
             len: lanes.len[lane],
             tos: lanes.tos[lane],
-            is_ipv4: matches!(lanes.what[lane], What::V4),
+            is_ipv4: lanes.what[lane] == What::V4,
             entropy: (lanes.hash[lane] >> 32) as u32,
         }
     }
@@ -268,22 +259,54 @@ impl Pipeline {
         &self.lanes.key6[lane]
     }
 
-    /// A packet whose flow is not known, or was decided under older tables.
+    /// Sends a packet of a known flow on its way, which was counted.
+    #[inline(always)]
+    fn dispatch(&mut self, at: Moment<'_>, lane: usize, action: Action, frame: Frame) {
+        let leaving = self.leaving_of(lane);
+        if leaving.len > action.max_len() {
+            self.too_long(at, self.lanes.zone[lane], action, leaving, frame);
+        } else {
+            self.carry_out(at.snapshot, action, leaving, frame);
+        }
+    }
+
+    /// A frame that is no plain hit: of a flow that is not known, was decided under older tables or has spilled from its
+    /// bucket, or of no flow at all.
     #[inline(never)]
-    fn act_unknown(&mut self, at: Moment<'_>, device: DeviceId, found: &Found, lane: usize, frame: Frame) {
+    fn act_apart(&mut self, at: Moment<'_>, device: DeviceId, lane: usize, frame: Frame) {
+        let (lanes, coarse) = (&*self.lanes, Coarse::of(at.now));
+        let (hash, candidate, len) = (lanes.hash[lane], lanes.candidate[lane], lanes.len[lane].into());
+        let found = match lanes.what[lane] {
+            What::V4 => self.cache4.find(&lanes.key4[lane], hash, candidate, at.epoch),
+            What::V6 => self.cache6.find(&lanes.key6[lane], hash, candidate, at.epoch),
+            What::Slow | What::Drop | What::Consume => return self.act_unkeyed(at, device, lane, frame),
+        };
         match found {
+            Found::Current(index) => {
+                let is_ipv4 = lanes.what[lane] == What::V4;
+                let action = if is_ipv4 { self.cache4.action(index) } else { self.cache6.action(index) };
+                if !action.is_plain() {
+                    return self.act_tracked(at, device, lane, index, frame);
+                }
+                self.tally.counts.hits += 1;
+                let action = if lanes.what[lane] == What::V4 {
+                    *self.cache4.count(index, len, coarse)
+                } else {
+                    *self.cache6.count(index, len, coarse)
+                };
+                return self.dispatch(at, lane, action, frame);
+            }
             Found::Stale(_) => self.tally.counts.stale += 1,
-            Found::Current(_) | Found::Absent => self.tally.counts.misses += 1,
+            Found::Absent => self.tally.counts.misses += 1,
         }
         self.slow(at, self.lanes.zone[lane], device, frame);
     }
 
     /// A frame that no flow is looked up for.
-    #[inline(never)]
-    fn act_unkeyed(&mut self, at: Moment<'_>, device: DeviceId, what: What, lane: usize, frame: Frame) {
+    fn act_unkeyed(&mut self, at: Moment<'_>, device: DeviceId, lane: usize, frame: Frame) {
         self.tally.counts.slow_only += 1;
-        match what {
-            What::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
+        match self.lanes.what[lane] {
+            What::Drop => self.tally.drop(self.lanes.reason[lane], frame, &mut self.pool),
             What::Consume => self.consume(frame),
             What::V4 | What::V6 | What::Slow => self.slow(at, self.lanes.zone[lane], device, frame),
         }
@@ -368,7 +391,7 @@ fn from_endpoint(
             recognise(lanes, cache4, cache6, lane, zone, frame)
         } else {
             lanes.zone[lane] = zone;
-            stranger(frame, stations.router, Some(stations.endpoint))
+            stranger(lanes, lane, frame, stations.router, Some(stations.endpoint))
         };
     }
 }
@@ -402,20 +425,27 @@ fn recognise_any(
     lanes.zone[lane] = zone;
     let parsed = match parse_any(frame.bytes()) {
         Ok(parsed) => parsed,
-        Err(rule) => return What::Drop(rule.into()),
+        Err(rule) => return lanes.refuse(lane, rule),
     };
     if usize::from(parsed.l3) != L3 {
-        return What::Drop(Cause::VlanNotExpected.into());
+        return lanes.refuse(lane, Cause::VlanNotExpected);
     }
     match parsed.net {
         Net::V4(flow) => lanes.expect_v4(cache4, lane, zone, parsed.end, &flow),
         Net::V6(flow) => lanes.expect_v6(cache6, lane, zone, parsed.end, &flow),
         Net::Arp => What::Slow,
-        Net::Other(_) => What::Drop(Cause::NotIp.into()),
+        Net::Other(_) => lanes.refuse(lane, Cause::NotIp),
     }
 }
 
 impl Lanes {
+    /// Notes why a frame is to be dropped.
+    #[inline]
+    fn refuse(&mut self, lane: usize, reason: impl Into<Reason>) -> What {
+        self.reason[lane] = reason.into();
+        What::Drop
+    }
+
     /// Notes an IPv4 packet that ends at `end` in its frame.
     #[inline(always)]
     fn expect_v4(&mut self, cache: &Cache<Key4>, lane: usize, zone: ZoneId, end: u16, flow: &V4Flow) -> What {
@@ -446,7 +476,7 @@ fn match_tags(lanes: &mut Lanes, cache4: &Cache<Key4>, cache6: &Cache<Key6>, cou
         lanes.candidate[lane] = match lanes.what[lane] {
             What::V4 => cache4.candidate(lanes.hash[lane]),
             What::V6 => cache6.candidate(lanes.hash[lane]),
-            What::Slow | What::Drop(_) | What::Consume => continue,
+            What::Slow | What::Drop | What::Consume => continue,
         };
     }
 }
@@ -462,15 +492,15 @@ fn is_for_router(snapshot: &Snapshot, frame: &Frame) -> bool {
 
 /// A frame that is not simply from the pod to its gateway: a question to all, or one that has no business here.
 #[cold]
-fn stranger(frame: &Frame, router: MacAddr, source: Option<MacAddr>) -> What {
+fn stranger(lanes: &mut Lanes, lane: usize, frame: &Frame, router: MacAddr, source: Option<MacAddr>) -> What {
     let Some(stations) = frame.bytes().first_chunk::<12>() else {
-        return What::Drop(penstock_wire::Malformed::Truncated.into());
+        return lanes.refuse(lane, penstock_wire::Malformed::Truncated);
     };
     if source.is_some_and(|source| stations[6..] != source.0) {
-        return What::Drop(Cause::WrongSourceMac.into());
+        return lanes.refuse(lane, Cause::WrongSourceMac);
     }
     let to_all = stations[0] & 1 == 1;
-    if to_all || stations[..6] == router.0 { What::Slow } else { What::Drop(Cause::NotForUs.into()) }
+    if to_all || stations[..6] == router.0 { What::Slow } else { lanes.refuse(lane, Cause::NotForUs) }
 }
 
 #[cold]

@@ -108,7 +108,7 @@ impl Unwrapper {
         Ok(Arrived::Tunnel(zone.zone))
     }
 
-    #[inline]
+    #[inline(always)]
     fn zone(
         &mut self,
         snapshot: &Snapshot,
@@ -128,12 +128,17 @@ impl Unwrapper {
         match slot {
             Some((known, network, zone)) if *known == src && *network == vni => Ok(*zone),
             _ => {
-                let zone = *snapshot.tunnels.get(&(src, vni)).ok_or_else(|| unknown(snapshot, src, vni))?;
+                let zone = known_tunnel(snapshot, src, vni)?;
                 *slot = Some((src, vni, zone));
                 Ok(zone)
             }
         }
     }
+}
+
+#[inline(never)]
+fn known_tunnel(snapshot: &Snapshot, src: IpAddr, vni: Vni) -> Result<TunnelZone, Cause> {
+    snapshot.tunnels.get(&(src, vni)).copied().ok_or_else(|| unknown(snapshot, src, vni))
 }
 
 fn unknown(snapshot: &Snapshot, src: IpAddr, vni: Vni) -> Cause {

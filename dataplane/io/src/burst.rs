@@ -72,10 +72,12 @@ impl Burst {
         if self.start > 0 {
             self.compact();
         }
+        let mut end = self.end;
         for (slot, frame) in self.frames[self.end..].iter_mut().zip(frames) {
             slot.write(frame);
-            self.end += 1;
+            end += 1;
         }
+        self.end = end;
     }
 
     /// Takes the frame at the front.

@@ -196,8 +196,12 @@ impl Frame {
     /// [`NoTailroom`]; the frame is as it was. Whole lines must fit.
     #[inline(always)]
     pub(crate) fn fill_from_lines(&mut self, lines: &[[u8; LINE]], len: usize) -> Result<(), NoTailroom> {
+        // One line or two, the common frame without and with a tunnel, are copied without a call.
         if let ([line], Some(window)) = (lines, self.window_mut()) {
             *window = *line;
+        } else if let ([first, second], Some(window)) = (lines, self.window_mut::<{ 2 * LINE }>()) {
+            window[..LINE].copy_from_slice(first);
+            window[LINE..].copy_from_slice(second);
         } else {
             let bytes = lines.as_flattened();
             if bytes.len() > CHUNK - self.headroom() {

@@ -89,7 +89,8 @@ impl MemPort {
         self.room = frames;
     }
 
-    #[inline(always)]
+    /// Not inlined: in a loop of its own everything stays in registers.
+    #[inline(never)]
     fn replay_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
         let Some(lines) = self.lines.as_deref() else { return 0 };
         let want = into.room();

@@ -178,6 +178,33 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         Candidate { bucket, matches }
     }
 
+    /// Third stage for a plain hit, a flow of the current tables in the first slot that its tags name: counts a packet of
+    /// it and tells what to do, if that is all it needs. `None` for anything else, which [`Cache::find`] tells apart.
+    #[inline(always)]
+    pub fn hit(
+        &mut self,
+        key: &K,
+        candidate: Candidate,
+        epoch: Epoch,
+        bytes: usize,
+        now: Coarse,
+    ) -> Option<&Action> {
+        let way = candidate.matches.trailing_zeros() as usize % WAYS;
+        let slot = &mut self.slots[candidate.bucket as usize * WAYS + way];
+        // A slot that was given up keeps its key, so without a tag it does not count.
+        if candidate.matches == 0
+            || slot.key != *key
+            || slot.epoch != epoch.0 as u32
+            || !slot.action.is_plain()
+        {
+            return None;
+        }
+        slot.packets += 1;
+        slot.bytes += bytes as u64;
+        slot.seen = now.0;
+        Some(&slot.action)
+    }
+
     /// Third stage: finds the flow, or not.
     #[inline(always)]
     #[must_use]
@@ -488,7 +515,9 @@ mod tests {
     #[test]
     fn a_scan_cannot_push_busy_flows_out() {
         let mut cache = Cache::with_capacity(1024, Seed::random()).unwrap();
-        (0..700).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(5)).is_some()));
+        // Seeds differ, and with some a few of these already find both of their buckets full.
+        let installs = |n: &u32| cache.install(&key(*n), action(0), Epoch(1), Coarse(5)).is_some();
+        assert!((0..700).filter(installs).count() > 650);
         let mut refused = 0;
         for number in 10_000..14_000 {
             refused += usize::from(cache.install(&key(number), action(0), Epoch(1), Coarse(5)).is_none());

@@ -221,7 +221,7 @@ impl EncapTemplate {
     /// # Panics
     ///
     /// If `head` has another length than the template.
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &self,
         head: &mut [u8],

@@ -238,9 +238,11 @@ impl Repr {
 /// Takes one hop off the time to live and mends the checksum; the caller has seen that it is at least one.
 #[inline]
 pub fn decrement_ttl(header: &mut [u8; HEADER_LEN]) {
-    let old = be16(header, TTL_AT);
-    let new = old.wrapping_sub(0x0100);
-    patch(header, TTL_AT, old, new);
+    header[TTL_AT] = header[TTL_AT].wrapping_sub(1);
+    // RFC 1624 for a word that becomes 0x0100 less: the checksum grows by as much, carry wrapped round (as RFC 1141 has
+    // it, and never left at 0xffff, which a header's checksum cannot be).
+    let grown = u32::from(be16(header, CHECKSUM_AT)) + 0x0100;
+    put16(header, CHECKSUM_AT, (grown + u32::from(grown >= 0xffff)) as u16);
 }
 
 /// Replaces DSCP and ECN and mends the checksum.
