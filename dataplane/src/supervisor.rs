@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::flow::DeviceId;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
-use crate::port::PortId;
+use crate::port::{OwnedPort, PortId};
 use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
@@ -129,6 +129,8 @@ pub struct Engine {
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
     deal: Deal,
+    /// Queues that are open and that their workers get as soon as the tables know them.
+    arrivals: Vec<(usize, OwnedPort)>,
     next_port: u32,
     next_device: u16,
     /// Numbers of closed devices, and the first epoch whose tables do not know them.
@@ -173,6 +175,7 @@ impl Engine {
             publisher,
             watchdog: Watchdog::over(workers.len(), now),
             deal: Deal::among(workers.len()),
+            arrivals: Vec::new(),
             workers,
             desired,
             underlay: Underlay::default(),
@@ -258,6 +261,7 @@ impl Engine {
         if underlay != self.underlay || self.desired.generation() != published {
             self.publish(underlay);
         }
+        self.admit();
     }
 
     /// What the kernel's view or a peer's path changed: tables, when anything differs.
