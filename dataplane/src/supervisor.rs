@@ -1,8 +1,8 @@
 //! The supervisor: owns memory, workers, devices and tables, and brings them to what the configuration asks for.
 //!
 //! ```text
-//!  change --> Desired --> devices opened and closed --> workers told
-//!                 |                |
+//!  change --> Desired --> devices closed and opened --------------------------> new queues to workers
+//!                 |                |                                            |
 //!  kernel --> Knowledge -----> Underlay --compile--> Snapshot --publish--> workers --all have it--> answer
 //! ```
 //!

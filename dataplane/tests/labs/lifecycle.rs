@@ -98,11 +98,12 @@ fn plug(lab: &Lab) {
         "ip link add x1 mtu 1450 type veth peer name eth1 netns {} mtu 1450 address 02:01:00:00:01:4d && ip link set x1 up",
         pod.namespace()
     ));
-    // What the pod sends from the new interface's address leaves by it: by eth0 it would be spoofed. The rule outlives the
-    // interface, the route does not.
+    // What the pod sends from the new interface's address leaves by it or not at all: by eth0 it would be spoofed. Only the
+    // route by the interface goes with it.
     pod.run(
         "ethtool -K eth1 tx off >/dev/null && ip link set eth1 up && ip address add 10.244.1.77/32 dev eth1 \
          && ip route add default via 169.254.1.1 dev eth1 onlink table 77 \
+         && ip route replace unreachable default metric 1000 table 77 \
          && (ip rule show | grep -q 10.244.1.77 || ip rule add from 10.244.1.77 table 77)",
     );
 }

@@ -276,7 +276,10 @@ fn the_good_flow_beside_is_unharmed() {
         let frames: Vec<_> = cases.into_iter().map(|(_, frame)| frame).collect();
         std::fs::write(&file, trafgen(&frames)).expect("the lab's own folder");
         let file = file.display();
-        place.spawn(&format!("trafgen --no-sock-mem --notouch-irq -P 1 -b 10000pps -i {file} -o {interface}"))
+        // Evenly, some thousands a second. Given a rate instead, trafgen sends a second's frames in one go: that overflows
+        // the kernel's own queue, which all veths of a CPU share (net.core.netdev_max_backlog, 1000 frames), and good
+        // frames are lost there before the dataplane could see them.
+        place.spawn(&format!("trafgen --no-sock-mem --notouch-irq -P 1 -t 100us -i {file} -o {interface}"))
     };
     let _pods = flood(&lab.pod(1, 1), from_pods, "eth0");
     let _wire = flood(&lab.under(), from_wire, "n1");
@@ -288,7 +291,7 @@ fn the_good_flow_beside_is_unharmed() {
         .map(|(reason, n)| (reason.clone(), n - before.get(&reason).copied().unwrap_or(0)))
         .filter(|(_, n)| *n > 0)
         .collect();
-    assert!(risen.values().sum::<u64>() > 40_000, "the flood came: {risen:?}");
+    assert!(risen.values().sum::<u64>() > 10_000, "the flood came: {risen:?}");
     // Nothing is dropped for want of a chunk, a slot or a seat, which would be the good frames' loss too.
     let foreign = |reason: &&String| !wrong.contains(reason.as_str()) && !AMBIENT.contains(&reason.as_str());
     assert_eq!(risen.keys().filter(foreign).count(), 0, "{risen:?}");
