@@ -1,8 +1,8 @@
 //! The supervisor: owns memory, workers, devices and tables, and brings them to what the configuration asks for.
 //!
 //! ```text
-//!  change --> Desired --> devices opened and closed --> workers told
-//!                 |                |
+//!  change --> Desired --> devices closed and opened --------------------------> new queues to workers
+//!                 |                |                                            |
 //!  kernel --> Knowledge -----> Underlay --compile--> Snapshot --publish--> workers --all have it--> answer
 //! ```
 //!
@@ -37,7 +37,7 @@ use crate::flow::DeviceId;
 use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
-use crate::port::PortId;
+use crate::port::{OwnedPort, PortId};
 use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
@@ -142,6 +142,8 @@ pub struct Engine {
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
     deal: Deal,
+    /// Queues that are open and that their workers get as soon as the tables know them.
+    arrivals: Vec<(usize, OwnedPort)>,
     next_port: u32,
     next_device: u16,
     /// Numbers of closed devices, and the first epoch whose tables do not know them.
@@ -195,6 +197,7 @@ impl Engine {
             publisher,
             watchdog: Watchdog::over(workers.len(), now),
             deal: Deal::among(workers.len()),
+            arrivals: Vec::new(),
             workers,
             desired,
             underlay: Underlay::default(),
@@ -283,6 +286,7 @@ impl Engine {
         if underlay != self.underlay || self.desired.generation() != published {
             self.publish(underlay);
         }
+        self.admit();
     }
 
     /// What the kernel's view or a peer's path changed: tables, when anything differs.

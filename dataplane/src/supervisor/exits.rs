@@ -1,5 +1,6 @@
 //! Devices in the workers' hands: queues dealt out, ways to them for everybody else, and everything taken back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
@@ -50,7 +51,7 @@ impl Engine {
         self.waiting.insert(owner.clone(), why);
     }
 
-    /// Gives a device's queues to workers and tells everybody the way.
+    /// Deals a device's queues out. The workers get them once the tables know the device ([`Engine::admit`]).
     fn hand_out(&mut self, owner: &Owner, spec: &Spec, opened: Opened) {
         let Some(id) = self.new_device() else {
             opened.ports.into_iter().for_each(|port| port.close(&mut self.pool));
@@ -62,11 +63,9 @@ impl Engine {
         let mut queues = Vec::new();
         for port in opened.ports {
             let (queue, worker) = (self.new_port(), self.deal.take());
-            let owned = OwnedPort { id: queue, device: id, port };
-            self.workers[worker].tell(Command::AddPort(Box::new(owned)));
+            self.arrivals.push((worker, OwnedPort { id: queue, device: id, port }));
             queues.push(Queue { id: queue, worker });
         }
-        self.tell_ways(id, &queues);
         let facts = opened.facts;
         let mode =
             if facts.xdp.is_empty() { String::new() } else { format!(", {} XDP, {}", facts.xdp, facts.copy) };
@@ -81,6 +80,20 @@ impl Engine {
             broken: None,
         };
         self.devices.insert(owner.clone(), device);
+    }
+
+    /// Gives new queues to their workers and tells everybody the way. The tables are published before: a worker takes them
+    /// up in the turn in which it gets the port, so nothing that waits in it, a file to be replayed say, comes from a port
+    /// that is unknown.
+    pub(super) fn admit(&mut self) {
+        let mut new: BTreeSet<DeviceId> = BTreeSet::new();
+        for (worker, port) in std::mem::take(&mut self.arrivals) {
+            new.insert(port.device);
+            self.workers[worker].tell(Command::AddPort(Box::new(port)));
+        }
+        for device in self.devices.values().filter(|device| new.contains(&device.id)) {
+            self.tell_ways(device.id, &device.queues);
+        }
     }
 
     /// Workers that own a queue use it; the others hand their frames to the owner of the first.

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use crate::lab::{Lab, succeed, v4, v6, wait_until};
-use crate::traffic::{datagrams, fetch, ping};
+use crate::lab::{Lab, succeed, v4, v6};
+use crate::traffic::{Capture, datagrams, fetch, ping};
 
 /// What tshark calls wrong. 0 is "bad" in its checksum fields; 8388608 is its expert severity "error".
 const WRONG: &str = "_ws.malformed || ip.checksum.status == 0 || udp.checksum.status == 0 || tcp.checksum.status == 0 \
@@ -20,10 +20,7 @@ fn tshark(file: &str, filter: &str) -> String {
 
 fn nothing_is_wrong(flags: &str, tunnel: &str) {
     let lab = Lab::up(&format!("--pods 1 {flags}"));
-    let file = lab.file("n1.pcap").display().to_string();
-    // Unless told, tcpdump would write as another user, who may not write there.
-    let capture = lab.under().spawn(&format!("tcpdump -Z root -i n1 -U -B 16384 -w {file}"));
-    wait_until("the capture has begun", || std::fs::metadata(&file).is_ok_and(|f| f.len() >= 24));
+    let capture = Capture::start(&lab, &lab.under(), "n1", "n1.pcap");
     let (here, far) = (lab.pod(1, 1), lab.pod(2, 1));
     for (here_address, far_address) in [(v4(1, 1), v4(2, 1)), (v6(1, 1), v6(2, 1))] {
         ping(&here, &far_address);
@@ -31,7 +28,7 @@ fn nothing_is_wrong(flags: &str, tunnel: &str) {
         fetch(&lab, &far, &here, &here_address, 300_000);
         datagrams(&here, &far, &far_address, 3000);
     }
-    capture.end("INT");
+    let file = capture.end().display().to_string();
     let seen = tshark(&file, tunnel).lines().count();
     assert!(seen > 500, "{seen} frames of {tunnel}");
     for inside in ["icmp", "icmpv6.type == 128", "tcp", "udp.port == 5201"] {

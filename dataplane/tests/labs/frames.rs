@@ -22,12 +22,26 @@ pub fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u
 /// Puts the right checksum into an IPv4 header of twenty bytes.
 pub fn seal(packet: &mut [u8]) {
     packet[10..12].fill(0);
-    let mut sum: u32 =
-        packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let checksum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&checksum);
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// An ICMP echo request (RFC 792).
+pub fn echo(identifier: u16, sequence: u16) -> Vec<u8> {
+    let mut message =
+        [&[8, 0, 0, 0][..], &identifier.to_be_bytes(), &sequence.to_be_bytes(), &[0x5a; 32]].concat();
+    let checksum = checksum(&message);
+    message[2..4].copy_from_slice(&checksum);
+    message
 }
 
 /// An IPv6 packet with hop limit 64.

@@ -1,6 +1,7 @@
 //! A data centre of network namespaces that lives as long as a test: `scripts/lab` builds it and takes it down.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -98,6 +99,12 @@ impl Lab {
         let pid =
             std::fs::read_to_string(self.file(&format!("node{i}.pid"))).expect("the daemon was started");
         pid.trim().parse().expect("a process number")
+    }
+
+    /// The command line of `penstock` for node `i`, as a shell takes it.
+    pub fn penstock(&self, i: u8) -> String {
+        let socket = self.file(&format!("node{i}.sock"));
+        format!("{} --socket {}", programs().join("penstock").display(), socket.display())
     }
 
     /// What `penstock --json …` says about node `i`.
@@ -198,6 +205,8 @@ impl Place {
     /// Starts one program here that ends with the value that is returned.
     pub fn spawn(&self, line: &str) -> Running {
         let mut command = self.shell(&format!("exec {line}"));
+        // A group of its own, so that what the program starts (trafgen's sender, say) ends with it.
+        command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running { line: line.to_owned(), child: Some(command.spawn().expect("ip netns exec")) }
     }
@@ -249,9 +258,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take()
-            && child.kill().is_ok()
-        {
+        if let Some(mut child) = self.child.take() {
+            let group = format!("-{}", child.id());
+            Command::new("kill").args(["-KILL", "--", &group]).output().expect("kill");
             child.wait().expect("a killed child ends");
         }
     }

@@ -98,9 +98,13 @@ fn plug(lab: &Lab) {
         "ip link add x1 mtu 1450 type veth peer name eth1 netns {} mtu 1450 address 02:01:00:00:01:4d && ip link set x1 up",
         pod.namespace()
     ));
+    // What the pod sends from the new interface's address leaves by it or not at all: by eth0 it would be spoofed. Only the
+    // route by the interface goes with it.
     pod.run(
         "ethtool -K eth1 tx off >/dev/null && ip link set eth1 up && ip address add 10.244.1.77/32 dev eth1 \
-         && ip route add default via 169.254.1.1 dev eth1 onlink metric 200",
+         && ip route add default via 169.254.1.1 dev eth1 onlink table 77 \
+         && ip route replace unreachable default metric 1000 table 77 \
+         && (ip rule show | grep -q 10.244.1.77 || ip rule add from 10.244.1.77 table 77)",
     );
 }
 
@@ -119,7 +123,7 @@ fn ports_come_and_go_under_traffic() {
         std::fs::write(&file, format!("{plain}{EXTRA}")).expect("the lab's own file");
         hang_up(pid);
         wait_until("the port is up", || lab.port(1, "extra").iter().any(|port| port["state"] == "up"));
-        let _busy = lab.pod(1, 2).spawn(&format!("ping -q -I eth1 -i 0.002 {}", v4(1, 1)));
+        let _busy = lab.pod(1, 2).spawn(&format!("ping -q -I 10.244.1.77 -i 0.002 {}", v4(1, 1)));
         ping(&lab.pod(1, 1), "10.244.1.77");
         // Half of the times the cable is pulled before anybody says that the port goes.
         if round % 2 == 1 {

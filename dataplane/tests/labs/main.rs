@@ -2,8 +2,10 @@
 
 #![allow(unreachable_pub)]
 
+mod changes;
 mod configurations;
 mod dissect;
+mod endpoints;
 mod frames;
 mod kernel_vxlan;
 mod lab;

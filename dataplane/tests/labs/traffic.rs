@@ -1,8 +1,11 @@
 //! Real programs that talk through a lab, and what they must get.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::lab::{Lab, Place, number, repository, wait_until};
+use crate::lab::{Lab, Place, Running, number, repository, wait_until};
 
 /// Echoes must come back, all of them. The first may wait for neighbours to be found, so one goes ahead.
 pub fn ping(from: &Place, to: &str) {
@@ -46,8 +49,11 @@ pub fn fetch(lab: &Lab, from: &Place, at: &Place, address: &str, bytes: usize) {
 pub fn iperf(from: &Place, at: &Place, address: &str, options: &str) -> Value {
     let server = at.serve(5201, "iperf3 -s -1");
     let answer = from.run(&format!("iperf3 -J -c {address} {options}"));
+    let answer: Value = serde_json::from_str(&answer).expect("iperf3 speaks JSON");
+    // It ends well also when it failed, and only its answer says so.
+    assert!(answer["error"].is_null(), "iperf3 -c {address} {options}: {}", answer["error"]);
     server.finish();
-    serde_json::from_str(&answer).expect("iperf3 speaks JSON")
+    answer
 }
 
 /// Datagrams of `bytes` bytes must all arrive; those longer than the MTU travel in fragments.
@@ -80,4 +86,40 @@ pub fn assert_checksums_good(place: &Place) {
 /// A server that sends back what it gets, for sessions that must not break.
 pub fn echo_script() -> String {
     repository().join("dataplane/tests/labs/echo.py").display().to_string()
+}
+
+/// A capture of what passes an interface.
+pub struct Capture {
+    file: PathBuf,
+    tcpdump: Running,
+}
+
+impl Capture {
+    /// Captures into the lab's file `name` and returns when it has begun.
+    pub fn start(lab: &Lab, at: &Place, interface: &str, name: &str) -> Self {
+        let file = lab.file(name);
+        // Unless told, tcpdump writes as another user, who may not write there; it gathers packets for up to a second and
+        // loses those when it is ended; and what it writes it gathers once more.
+        let tcpdump = at.spawn(&format!(
+            "tcpdump -Z root --immediate-mode -U -B 16384 -i {interface} -w {}",
+            file.display()
+        ));
+        wait_until("the capture has begun", || length(&file) >= 24);
+        Self { file, tcpdump }
+    }
+
+    /// Ends it when nothing comes any more.
+    pub fn end(self) -> PathBuf {
+        let mut before = 0;
+        while length(&self.file) > before {
+            before = length(&self.file);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.tcpdump.end("INT");
+        self.file
+    }
+}
+
+fn length(file: &Path) -> u64 {
+    file.metadata().map_or(0, |file| file.len())
 }
