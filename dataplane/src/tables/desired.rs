@@ -40,6 +40,14 @@ impl Desired {
         Desired { node, host, objects: BTreeMap::new(), generation: 0 }
     }
 
+    /// A configuration with these objects, whatever [`Desired::faults`] says of it.
+    #[must_use]
+    pub fn holding(node: Node, host: Option<Host>, objects: Vec<Object>) -> Desired {
+        let mut desired = Desired::new(node, host);
+        desired.replace_all(objects);
+        desired
+    }
+
     /// How often the configuration changed.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -102,7 +110,7 @@ impl Desired {
         };
         let (undo, faults) = match undo {
             Ok(undo) => {
-                let faults = self.faults();
+                let faults = self.faults(&[]);
                 (undo, faults)
             }
             Err(faults) => (Vec::new(), faults),
@@ -162,11 +170,12 @@ impl Desired {
         old.into_iter().map(|(key, object)| (key, Some(object))).chain(added).collect()
     }
 
-    /// Everything that is wrong with the configuration as a whole.
+    /// Everything that is wrong with the configuration as a whole. Of the keys in `unread` there are objects too, of which
+    /// nothing else is known.
     #[must_use]
-    pub fn faults(&self) -> Vec<Fault> {
+    pub fn faults(&self, unread: &[Key]) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.objects().flat_map(check_object).collect();
-        self.check_names(&mut faults);
+        self.check_names(unread, &mut faults);
         self.check_identifiers(&mut faults);
         self.check_addresses(&mut faults);
         self.check_native(&mut faults);
@@ -174,9 +183,9 @@ impl Desired {
     }
 
     /// Whatever names another object names one that is there.
-    fn check_names(&self, faults: &mut Vec<Fault>) {
+    fn check_names(&self, unread: &[Key], faults: &mut Vec<Fault>) {
         let mut need = |by: String, key: &str, wanted: Key| {
-            if !self.objects.contains_key(&wanted) {
+            if !self.objects.contains_key(&wanted) && !unread.contains(&wanted) {
                 faults.push(Fault::new(
                     by,
                     key,
