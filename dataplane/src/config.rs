@@ -1,20 +1,22 @@
 //! The daemon's configuration: a TOML file becomes a [`RawConfig`], and that a [`Config`] that holds only what can be done.
 //!
 //! ```text
-//!  text --read--> RawConfig --validate--> Config --machine::judge (what this machine has)--> faults and notes
+//!  text --read--> RawConfig --validate--------------------------> Config, or faults
+//!                     +------- judge (what this machine has) ---> faults and notes
 //! ```
 //!
-//! Every step reports all of its faults at once, each with the file, the key and the mend.
+//! No step stands in the way of another, so that all faults come at once, each with the file, the key and the mend.
 
 pub mod machine;
 pub mod stateful;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use penstock_api::check::check;
-use penstock_api::file::{kinds, parse_table, read_row, take_objects};
-use penstock_api::model::{Host, Node, Object};
+use penstock_api::file::{Rows, kinds, parse_table, read_row, take_objects};
+use penstock_api::model::{Host, Key, Node, Object};
 use penstock_api::{DEFAULT_SOCKET, Fault};
 use penstock_io::Hugepages;
 use serde::Deserialize;
@@ -23,6 +25,7 @@ use toml::{Table, Value};
 use crate::idle::Idle;
 use crate::tables::compile::check_capacity;
 use crate::tables::desired::{Change, Desired};
+use machine::{Demands, Facts, Findings, judge};
 use stateful::{Connections, Services};
 
 /// Chunks of packet memory when the file names none: 64 MiB.
@@ -42,7 +45,7 @@ const MAX_SOCKET_PATH: usize = 107;
 const SECTIONS: [&str; 8] =
     ["node", "host", "workers", "memory", "flows", "connections", "services", "control"];
 
-/// What a file says, word by word.
+/// What a file says, word by word, as far as it could be read.
 #[derive(Debug)]
 pub struct RawConfig {
     file: String,
@@ -55,6 +58,8 @@ pub struct RawConfig {
     services: Services,
     control: RawControl,
     objects: Vec<Object>,
+    /// Objects that are there and could not be read.
+    unread: Vec<Key>,
     /// What could not be read.
     faults: Vec<Fault>,
 }
@@ -97,6 +102,16 @@ enum RawHugepages {
     Off,
 }
 
+impl From<RawHugepages> for Hugepages {
+    fn from(raw: RawHugepages) -> Hugepages {
+        match raw {
+            RawHugepages::Auto => Hugepages::Auto,
+            RawHugepages::Require => Hugepages::Require,
+            RawHugepages::Off => Hugepages::Off,
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawFlows {
@@ -114,11 +129,12 @@ impl Default for RawFlows {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct RawControl {
     socket: PathBuf,
+    metrics: Option<SocketAddr>,
 }
 
 impl Default for RawControl {
     fn default() -> RawControl {
-        RawControl { socket: DEFAULT_SOCKET.into() }
+        RawControl { socket: DEFAULT_SOCKET.into(), metrics: None }
     }
 }
 
@@ -149,6 +165,8 @@ pub struct Config {
     pub services: Services,
     /// Where the control interface listens.
     pub socket: PathBuf,
+    /// Where `/metrics` is served over HTTP, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// The objects.
     pub objects: Vec<Object>,
 }
@@ -159,15 +177,24 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, a file that cannot be read included.
     pub fn load(path: &Path) -> Result<Config, Vec<Fault>> {
-        let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Config::parse(&text, &file),
-            Err(error) => Err(vec![Fault::new(
-                file,
-                "",
-                format!("cannot be read: {error}"),
-                "name a file that is there with --config",
-            )]),
+        RawConfig::load(path)?.validate()
+    }
+
+    /// As [`Config::load`], and finds out whether this machine can do what the file asks. There is a configuration if, and
+    /// only if, no fault was found.
+    #[must_use]
+    pub fn load_here(path: &Path) -> (Option<Config>, Findings) {
+        let raw = match RawConfig::load(path) {
+            Ok(raw) => raw,
+            Err(faults) => return (None, Findings { faults, notes: Vec::new() }),
+        };
+        let found = judge(&raw.demands(), &Facts::gather(&raw.demands()));
+        match raw.validate() {
+            Ok(config) => (found.faults.is_empty().then_some(config), found),
+            Err(faults) => {
+                let faults = each_once(faults.into_iter().chain(found.faults));
+                (None, Findings { faults, ..found })
+            }
         }
     }
 
@@ -197,19 +224,35 @@ impl Config {
             ("connections", self.connections != other.connections),
             ("services", self.services != other.services),
             ("control.socket", self.socket != other.socket),
+            ("control.metrics", self.metrics != other.metrics),
         ];
         pairs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }
 }
 
 impl RawConfig {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One fault, when there is no such file or it is not TOML at all.
+    fn load(path: &Path) -> Result<RawConfig, Vec<Fault>> {
+        let file = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => RawConfig::read(&text, &file),
+            Err(error) => {
+                let problem = format!("cannot be read: {error}");
+                Err(vec![Fault::new(file, "", problem, "name a file that is there with --config")])
+            }
+        }
+    }
+
     /// Reads a text. Values that cannot be read are noted and told by [`RawConfig::validate`] with the other faults.
     ///
     /// # Errors
     /// One fault, when the text is not TOML at all.
     pub fn read(text: &str, file: &str) -> Result<RawConfig, Vec<Fault>> {
         let mut table = parse_table(text, file).map_err(|error| vec![error.into()])?;
-        let (objects, mut faults) = take_objects(&mut table, file);
+        let Rows { objects, unread, mut faults } = take_objects(&mut table, file);
         let mut reader = Sections { file, table: &mut table, faults: &mut faults };
         let raw = RawConfig {
             file: file.to_owned(),
@@ -222,6 +265,7 @@ impl RawConfig {
             services: reader.optional("services", &[]).unwrap_or_default(),
             control: reader.optional("control", &[]).unwrap_or_default(),
             objects,
+            unread,
             faults: Vec::new(),
         };
         reader.the_rest_is_unknown();
@@ -237,9 +281,7 @@ impl RawConfig {
         self.check_settings(&mut faults);
         self.check_objects(&mut faults);
         // What an object says of itself is found twice, alone and among the others.
-        let mut seen = BTreeSet::new();
-        let faults: Vec<Fault> =
-            self.faults.into_iter().chain(faults).filter(|fault| seen.insert(fault.clone())).collect();
+        let faults = each_once(self.faults.into_iter().chain(faults));
         match (self.node, self.workers) {
             (Some(node), Some(workers)) if faults.is_empty() => Ok(Config {
                 file: self.file,
@@ -251,16 +293,13 @@ impl RawConfig {
                     RawIdle::Adaptive => Idle::Adaptive,
                 },
                 chunks: self.memory.chunks,
-                hugepages: match self.memory.hugepages {
-                    RawHugepages::Auto => Hugepages::Auto,
-                    RawHugepages::Require => Hugepages::Require,
-                    RawHugepages::Off => Hugepages::Off,
-                },
+                hugepages: self.memory.hugepages.into(),
                 flows4: self.flows.ipv4 as usize,
                 flows6: self.flows.ipv6 as usize,
                 connections: self.connections,
                 services: self.services,
                 socket: self.control.socket,
+                metrics: self.control.metrics,
                 objects: self.objects,
             }),
             _ => Err(faults),
@@ -320,6 +359,14 @@ impl RawConfig {
             );
             add("control", "socket", problem, "choose a shorter path, say /run/penstock/penstock.sock");
         }
+        if self.control.metrics.is_some_and(|address| address.port() == 0) {
+            add(
+                "control",
+                "metrics",
+                "port 0 is none".into(),
+                "name the port to scrape, as in 127.0.0.1:9469",
+            );
+        }
         if !socket.is_absolute() {
             let problem = format!("{:?} is no absolute path", socket.display().to_string());
             add("control", "socket", problem, "begin it with a slash: the daemon may start in any folder");
@@ -330,19 +377,32 @@ impl RawConfig {
     fn check_objects(&self, faults: &mut Vec<Fault>) {
         let in_file = |fault: Fault| Fault { object: format!("{}: {}", self.file, fault.object), ..fault };
         faults.extend(check(&self.objects).into_iter().map(in_file));
-        // With an object missing that could not be read, "there is no such network" would only mislead.
-        if !self.faults.is_empty() {
-            return;
-        }
-        let Some(node) = self.node.clone() else { return };
-        let mut desired = Desired::new(node.clone(), None).with_node_ports(self.services.node_ports.clone());
-        let all = Change::Reload(node, self.host.clone(), self.objects.clone());
-        let together = match desired.apply(all) {
-            Ok(()) => check_capacity(&desired),
-            Err(together) => together,
-        };
-        faults.extend(together.into_iter().map(in_file));
+        // What objects say of each other does not hang on the node's name, which may be what is missing.
+        let nobody = || Node { name: "nobody".parse().expect("a valid name"), mac: None };
+        let node = self.node.clone().unwrap_or_else(nobody);
+        let desired = Desired::new(node, self.host.clone()).with_node_ports(self.services.node_ports.clone());
+        let (desired, together) = desired.holding(self.objects.clone(), &self.unread);
+        let together = together.into_iter().chain(check_capacity(&desired));
+        faults.extend(together.map(in_file));
     }
+
+    /// What the file asks of the machine.
+    fn demands(&self) -> Demands<'_> {
+        let chunks = self.memory.chunks;
+        Demands {
+            file: &self.file,
+            cpus: self.workers.as_ref().map_or(&[], |workers| &workers.cpus),
+            chunks: (MIN_CHUNKS..=MAX_CHUNKS).contains(&chunks).then_some(chunks),
+            hugepages: self.memory.hugepages.into(),
+            objects: &self.objects,
+        }
+    }
+}
+
+/// The faults in their order, none of them twice.
+fn each_once(faults: impl Iterator<Item = Fault>) -> Vec<Fault> {
+    let mut seen = BTreeSet::new();
+    faults.filter(|fault| seen.insert(fault.clone())).collect()
 }
 
 /// The tables of a file that are not objects.

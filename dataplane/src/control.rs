@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!  penstock, agents --gRPC--> Service --Request--> Engine::run        changes, and looks at what is there
-//!                                |--Command--> workers                flows and captures, which only they know
+//!  Prometheus -------HTTP------^ |--Command--> workers                flows and captures, which only they know
 //! ```
 
 mod capture;
 mod flows;
 mod look;
+mod metrics;
 mod socket;
 pub mod stateful;
 
@@ -25,6 +26,7 @@ use penstock_api::query::{
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
+pub use metrics::{MetricsError, MetricsListener};
 pub use socket::{Listener, SocketError};
 
 use crate::supervisor::{self, Engine, Refusal};

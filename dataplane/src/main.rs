@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use penstock_api::Fault;
 use penstock_dataplane::config::Config;
-use penstock_dataplane::config::machine::{Facts, Findings, judge};
-use penstock_dataplane::control::{Listener, REQUESTS, Service, SocketError};
+use penstock_dataplane::config::machine::Findings;
+use penstock_dataplane::control::{Listener, MetricsError, MetricsListener, REQUESTS, Service, SocketError};
 use penstock_dataplane::supervisor::{Engine, Refusal, Request, StartError};
 use serde::Serialize;
 use thiserror::Error;
@@ -25,7 +25,7 @@ Examples:
   penstockd run --config /etc/penstock/node.toml
   PENSTOCK_LOG=debug penstockd run --config node.toml  levels: error, warn, info, debug, trace, also per module
 
-Signals: TERM and INT drain and end; HUP reads the file again, and changes nothing if it is faulty.";
+Signals: TERM and INT drain and end, a second one ends at once; HUP reads the file again, and changes nothing if it is faulty.";
 
 /// The Penstock dataplane: pods' packets between interfaces, over VXLAN or Geneve, past the kernel.
 #[derive(Debug, Parser)]
@@ -68,6 +68,8 @@ enum RunError {
     Start(#[from] StartError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error("no runtime for the control thread: {0}")]
     Runtime(std::io::Error),
 }
@@ -113,10 +115,10 @@ struct Answer {
 }
 
 fn check(path: &Path, file_only: bool, json: bool) -> ExitCode {
-    let found = match Config::load(path) {
-        Ok(_) if file_only => Findings::default(),
-        Ok(config) => judge(&config, &Facts::gather(&config)),
-        Err(faults) => Findings { faults, notes: Vec::new() },
+    let found = if file_only {
+        Findings { faults: Config::load(path).err().unwrap_or_default(), notes: Vec::new() }
+    } else {
+        Config::load_here(path).1
     };
     let fine = found.faults.is_empty();
     // Nobody is left to tell when standard output is closed.
@@ -148,12 +150,9 @@ fn count_faults(faults: &[Fault]) -> String {
 }
 
 fn run(path: &Path) -> Result<(), RunError> {
-    let config = Config::load(path).map_err(RunError::Faulty)?;
-    let found = judge(&config, &Facts::gather(&config));
+    let (config, found) = Config::load_here(path);
     found.notes.iter().for_each(|note| tracing::warn!("{note}"));
-    if !found.faults.is_empty() {
-        return Err(RunError::Faulty(found.faults));
-    }
+    let config = config.ok_or(RunError::Faulty(found.faults))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
     runtime.block_on(serve(path, config))
@@ -164,10 +163,16 @@ async fn serve(path: &Path, config: Config) -> Result<(), RunError> {
     let signals = Signals::install().map_err(RunError::Runtime)?;
     // The socket first: a second daemon must not touch what the first one has open.
     let listener = Listener::bind(&config.socket)?;
+    let scraped = config.metrics.map(MetricsListener::bind).transpose()?;
     let (requests, asked) = mpsc::channel(REQUESTS);
+    tokio::spawn(signals.heed(path.to_owned(), config.clone(), requests.clone()));
     let (engine, watcher) = Engine::start(&config).await?;
-    let server = tokio::spawn(Service::new(requests.clone()).serve(listener));
-    tokio::spawn(signals.heed(path.to_owned(), config.clone(), requests));
+    let service = Service::new(requests);
+    if let Some(scraped) = scraped {
+        tracing::info!("metrics are served on http://{}/metrics", scraped.address());
+        tokio::spawn(service.clone().serve_metrics(scraped));
+    }
+    let server = tokio::spawn(service.serve(listener));
     tracing::info!(
         "node {} is ready: the control interface answers on {}",
         config.node.name,
@@ -204,9 +209,17 @@ impl Signals {
                 _ = self.hang_up.recv() => reload(&path, &config, &requests).await,
             }
         }
-        tracing::info!("draining");
-        // When it is gone already, there is nothing left to drain.
-        let _ = requests.send(Request::Drain).await;
+        tracing::info!("draining; a second signal ends at once");
+        // In a task of its own, for the second signal is heeded however long the supervisor takes to ask. When it is gone
+        // already, there is nothing left to drain.
+        tokio::spawn(async move { requests.send(Request::Drain).await });
+        let kind = tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        };
+        tracing::warn!("ended at once; the next start puts in order what is left behind");
+        // As a shell says of a program that the signal killed.
+        std::process::exit(128 + kind.as_raw_value());
     }
 }
 

@@ -151,6 +151,8 @@ pub struct Engine {
     host_port: Option<HostPort>,
     /// Flows that one worker's caches hold.
     flow_capacity: u64,
+    /// Whether it is on its way out.
+    draining: bool,
 }
 
 impl Engine {
@@ -208,6 +210,7 @@ impl Engine {
             retired_devices: VecDeque::new(),
             host_port: None,
             flow_capacity: (config.flows4 + config.flows6) as u64,
+            draining: false,
         };
         match engine.apply(config.reload()).await {
             Ok(live) => tracing::info!("generation {} is live after {:?}", live.generation, live.took),
@@ -494,6 +497,12 @@ impl Engine {
         self.watchdog.is_stalled(worker)
     }
 
+    /// Whether the daemon is on its way out.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Flows that one worker's caches hold.
     #[must_use]
     pub fn flow_capacity(&self) -> u64 {
@@ -540,3 +549,6 @@ impl Engine {
         self.retired_devices.push_back((id, next));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,6 +77,7 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "source-port" | "destination-port" => "choose a port from 0 to 65535",
         "protocol" => "choose an IP protocol from 0 to 255",
         "length" => "choose the length of an IP packet, up to 65535 bytes",
+        "metrics" => "write an address and a port, as in 127.0.0.1:9469 or [::1]:9469",
         "ttl" => "choose a TTL or hop limit from 0 to 255",
         "from" => "name an endpoint, the host, a peer with a network, or the uplink",
         "kinds" => "choose rule and exhaustion, or leave it out for both",

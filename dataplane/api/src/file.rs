@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use crate::check::check;
 use crate::fault::{Fault, mend};
-use crate::model::{Backends, Object};
+use crate::model::{Backends, Key, Object};
 
 /// The tables that hold objects, each with the keys that an object of its kind cannot do without.
 const KINDS: [(&str, &[&str]); 12] = [
@@ -57,7 +57,7 @@ pub fn parse_objects(text: &str, file: &str) -> Result<Vec<Object>, Vec<Fault>> 
 /// The sound objects of the TOML `text` and the faults of the others; what [`check`] finds is not looked for.
 pub(crate) fn read_objects(text: &str, file: &str) -> Result<(Vec<Object>, Vec<Fault>), NotToml> {
     let mut table = parse_table(text, file)?;
-    let (objects, mut faults) = take_objects(&mut table, file);
+    let Rows { objects, mut faults, .. } = take_objects(&mut table, file);
     for key in table.keys() {
         faults.push(Fault::new(
             file,
@@ -77,13 +77,20 @@ pub fn parse_table(text: &str, file: &str) -> Result<Table, NotToml> {
     })
 }
 
+/// The objects of a file.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Those that could be read, less the keys that could not be and have a default.
+    pub objects: Vec<Object>,
+    /// The keys of those that are there and could not be read, so that nobody calls them missing.
+    pub unread: Vec<Key>,
+    /// What could not be read. [`check`] is still to be asked about what the objects say.
+    pub faults: Vec<Fault>,
+}
+
 /// Takes the tables of objects out of `table` and leaves the rest: the daemon's file has settings beside them.
-///
-/// Answers the objects that could be read and the faults of the others. [`check`] is still to be asked about what
-/// the objects say.
-pub fn take_objects(table: &mut Table, file: &str) -> (Vec<Object>, Vec<Fault>) {
-    let mut objects = Vec::new();
-    let mut faults = Vec::new();
+pub fn take_objects(table: &mut Table, file: &str) -> Rows {
+    let (mut objects, mut unread, mut faults) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, required) in KINDS {
         let Some(value) = table.remove(kind) else { continue };
         let rows = match value {
@@ -98,8 +105,8 @@ pub fn take_objects(table: &mut Table, file: &str) -> (Vec<Object>, Vec<Fault>) 
                 faults.push(Fault::new(file, kind, "is no list of tables", format!("write [[{kind}]]")));
                 continue;
             };
-            let called = called(file, kind, i, &row);
-            objects.extend(match kind {
+            let (called, key) = (called(file, kind, i, &row), key_of(kind, &row));
+            let object = match kind {
                 "uplink" => read_row(row, &called, required, &mut faults).map(Object::Uplink),
                 "network" => read_row(row, &called, required, &mut faults).map(Object::Network),
                 "endpoint" => read_row(row, &called, required, &mut faults).map(Object::Endpoint),
@@ -112,10 +119,30 @@ pub fn take_objects(table: &mut Table, file: &str) -> (Vec<Object>, Vec<Fault>) 
                 "backends" => read_row(row, &called, required, &mut faults).map(Object::Backends),
                 "nat-pool" => read_row(row, &called, required, &mut faults).map(Object::NatPool),
                 _ => read_row(row, &called, required, &mut faults).map(Object::EgressIp),
-            });
+            };
+            match object {
+                Some(object) => objects.push(object),
+                None => unread.extend(key),
+            }
         }
     }
-    (objects, faults)
+    Rows { objects, unread, faults }
+}
+
+/// The key of a row, whatever else is wrong with it. Of kinds that no object names, none is made.
+fn key_of(kind: &str, row: &Table) -> Option<Key> {
+    let name = || row.get("name")?.as_str()?.parse().ok();
+    match kind {
+        "uplink" => name().map(Key::Uplink),
+        "network" => name().map(Key::Network),
+        "identity" => name().map(Key::Identity),
+        "endpoint" => name().map(Key::Endpoint),
+        "peer" => name().map(Key::Peer),
+        "tier" => name().map(Key::Tier),
+        "policy" => name().map(Key::Policy),
+        "service" => name().map(Key::Service),
+        _ => None,
+    }
 }
 
 /// How a row is called in its faults: ``t.toml: endpoint "web"``, or by its place when it has no name.
@@ -136,24 +163,24 @@ fn called(file: &str, kind: &str, i: usize, row: &Table) -> String {
     }
 }
 
-/// Reads one table into a `T`, or notes everything that is wrong with it: each key of `required` that is missing,
+/// Reads one table into a `T` and notes everything that is wrong with it: each key of `required` that is missing,
 /// each unknown key and each bad value.
 ///
-/// serde stops at the first fault, so the key at fault is noted, taken out, and the rest is read again.
+/// serde stops at the first fault, so the key at fault is noted, taken out, and the rest is read again. What can do
+/// without that key is answered all the same, so that the faults of its other keys come to light too.
 pub fn read_row<T: DeserializeOwned>(
     mut row: Table,
     object: &str,
     required: &[&str],
     faults: &mut Vec<Fault>,
 ) -> Option<T> {
-    let mut sound = true;
+    let before = faults.len();
     for key in required.iter().filter(|key| !row.contains_key(**key)) {
         faults.push(Fault::new(object, *key, "is missing", mend(key)));
-        sound = false;
     }
     loop {
         let error = match serde_path_to_error::deserialize(Value::Table(row.clone())) {
-            Ok(read) => return sound.then_some(read),
+            Ok(read) => return Some(read),
             Err(error) => error,
         };
         let path = error.path().to_string();
@@ -161,7 +188,7 @@ pub fn read_row<T: DeserializeOwned>(
         let at_fault = path.split(['.', '[']).next().unwrap_or_default();
         if row.remove(at_fault).is_none() {
             // No key is to blame: one that is missing. Those of `required` and those taken out have been noted.
-            if sound {
+            if faults.len() == before {
                 faults.push(Fault::new(object, "", problem, mend("")));
             }
             return None;
@@ -169,7 +196,6 @@ pub fn read_row<T: DeserializeOwned>(
         let mend =
             if problem.starts_with("unknown field") { "take it out, or correct it" } else { mend(&path) };
         faults.push(Fault::new(object, path, problem, mend));
-        sound = false;
     }
 }
 
@@ -277,6 +303,29 @@ mod tests {
         let found: Vec<&String> =
             starts.iter().filter_map(|s| said.iter().find(|l| l.starts_with(s))).collect();
         assert_eq!((found.len(), said.len()), (starts.len(), starts.len()), "{said:#?}");
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_known_by_its_key_and_one_with_a_bad_option_by_the_rest() {
+        let mut table: Table = r#"
+            [[network]]
+            name = "blue"
+            vni = 16777216
+            [[uplink]]
+            name = "u"
+            interface = "eth0"
+            queues = "many"
+            [[peer]]
+            name = "not a name"
+            address = "10.0.0.1"
+        "#
+        .parse()
+        .unwrap();
+        let rows = take_objects(&mut table, "t.toml");
+        assert_eq!(rows.unread, [Key::Network("blue".parse().unwrap())]);
+        assert_eq!(rows.objects.iter().map(|it| it.key().to_string()).collect::<Vec<_>>(), ["uplink \"u\""]);
+        let keys: Vec<&str> = rows.faults.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(keys, ["queues", "vni", "name"]);
     }
 
     #[test]

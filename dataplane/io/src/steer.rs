@@ -183,6 +183,15 @@ impl Steer {
     }
 }
 
+/// Whether [`Steer::attach`] would find no program on the interface but, at most, one of our own.
+///
+/// # Errors
+/// [`SteerError::Foreign`] when somebody else's program is there; [`SteerError::Load`] when the kernel does not tell, which
+/// takes CAP_SYS_ADMIN.
+pub fn check_vacant(netdev: &Netdev) -> Result<(), SteerError> {
+    attach::leftover(netdev).map(drop)
+}
+
 /// Brings the maps from `present` to `wanted`, which `present` follows step by step.
 fn apply(
     program: &Program,
@@ -279,6 +288,12 @@ fn system(netdev: &Netdev, source: std::io::Error) -> SteerError {
 
 fn mode_name(native: bool) -> &'static str {
     if native { "native" } else { "generic" }
+}
+
+/// What `ip link` calls a program's place; its plain `xdp` means the driver's alone where there is one.
+#[must_use]
+pub fn ip_name(native: bool) -> &'static str {
+    if native { "xdpdrv" } else { "xdpgeneric" }
 }
 
 /// A map's key, for an error.

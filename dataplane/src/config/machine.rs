@@ -6,9 +6,9 @@ use std::fs;
 use penstock_api::Fault;
 use penstock_api::model::{Attachment, CopyMode, Endpoint, Object, Uplink, XdpMode};
 use penstock_io::pages::HUGE;
+use penstock_io::steer::{self, SteerError};
 use penstock_io::{CHUNK, HEADROOM, Hugepages, Netdev, NetdevError};
 
-use super::Config;
 use crate::supervisor::{POD_FILL, UPLINK_FILL};
 use crate::tables::compile::overhead;
 use crate::tables::desired::interface_of;
@@ -21,6 +21,21 @@ const VETH_NATIVE_MTU: u32 = 3506;
 /// Chunks that a worker's own pool keeps, with those that wait or are on their way.
 const WORKER_CHUNKS: u32 = 1024;
 
+/// What a configuration asks of the machine, as far as it could be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Demands<'a> {
+    /// The file, as faults call it.
+    pub file: &'a str,
+    /// The CPUs of the workers.
+    pub cpus: &'a [usize],
+    /// Chunks of packet memory; `None` for a number that cannot be, of which the file's own faults tell.
+    pub chunks: Option<u32>,
+    /// What packet memory is backed with.
+    pub hugepages: Hugepages,
+    /// The objects.
+    pub objects: &'a [Object],
+}
+
 /// What there is on this machine, of what a configuration asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -32,6 +47,24 @@ pub struct Facts {
     pub free_hugepages: Option<u64>,
     /// The interfaces that the configuration names, or why nothing is known of one.
     pub interfaces: BTreeMap<String, Result<Netdev, String>>,
+    /// Interfaces of these with an XDP program that is not ours, and what is to be said of it.
+    pub occupied: BTreeMap<String, Occupied>,
+}
+
+/// An interface that runs an XDP program which is not ours, as far as can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// It is somebody else's.
+    Foreign {
+        /// Its number, as in `bpftool prog`.
+        id: u32,
+        /// Its name.
+        name: String,
+        /// Whether the driver runs it.
+        native: bool,
+    },
+    /// Whose it is could not be seen.
+    Unknown(String),
 }
 
 /// The outcome of a judgement.
@@ -46,13 +79,13 @@ pub struct Findings {
 impl Facts {
     /// Looks around in the network namespace of the calling thread.
     #[must_use]
-    pub fn gather(config: &Config) -> Facts {
+    pub fn gather(demands: &Demands) -> Facts {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let status = read("/proc/self/status");
         let allowed =
             status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
         let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-        let interfaces = config.objects.iter().filter_map(|object| match object {
+        let interfaces = demands.objects.iter().filter_map(|object| match object {
             Object::Uplink(uplink) => Some(uplink.interface.as_str()),
             // A tap is ours to make.
             Object::Endpoint(Endpoint { attachment: attachment @ Attachment::Veth { .. }, .. }) => {
@@ -60,12 +93,44 @@ impl Facts {
             }
             _ => None,
         });
+        let interfaces: BTreeMap<String, Result<Netdev, String>> =
+            interfaces.map(|name| (name.to_owned(), facts_of(name))).collect();
+        let netdevs = interfaces.values().flatten();
+        let occupied = netdevs.filter_map(|netdev| Some((netdev.name.clone(), occupied(netdev)?)));
         Facts {
             allowed: cpu_list(allowed),
             online: cpu_list(&read("/sys/devices/system/cpu/online")),
             free_hugepages: free.ok().and_then(|text| text.trim().parse().ok()),
-            interfaces: interfaces.map(|name| (name.to_owned(), facts_of(name))).collect(),
+            occupied: occupied.collect(),
+            interfaces,
         }
+    }
+}
+
+impl Occupied {
+    /// The problem and the mend.
+    fn words(&self, interface: &str) -> (String, String) {
+        match self {
+            Occupied::Foreign { id, name, native } => (
+                format!("{interface} runs XDP program {id} ({name}), which is somebody else's and stays"),
+                format!(
+                    "see `bpftool prog show id {id}`, and `ip link set dev {interface} {} off` if nobody needs it",
+                    steer::ip_name(*native)
+                ),
+            ),
+            Occupied::Unknown(why) => (
+                format!("whose XDP program {interface} runs could not be seen: {why}"),
+                "check as the user that the daemon runs as".to_owned(),
+            ),
+        }
+    }
+}
+
+fn occupied(netdev: &Netdev) -> Option<Occupied> {
+    match steer::check_vacant(netdev) {
+        Ok(()) => None,
+        Err(SteerError::Foreign { id, name, native, .. }) => Some(Occupied::Foreign { id, name, native }),
+        Err(other) => Some(Occupied::Unknown(other.to_string())),
     }
 }
 
@@ -85,13 +150,14 @@ fn cpu_list(text: &str) -> Vec<usize> {
     text.split(',').filter_map(range).flatten().collect()
 }
 
-/// What stands in the way of this configuration on a machine with these facts, and what is worth knowing.
+/// What stands in the way of these demands on a machine with these facts, and what is worth knowing.
 #[must_use]
-pub fn judge(config: &Config, facts: &Facts) -> Findings {
-    let mut judge = Judge { config, facts, found: Findings::default() };
+pub fn judge(demands: &Demands, facts: &Facts) -> Findings {
+    let mut judge = Judge { demands, facts, found: Findings::default() };
     judge.cpus();
-    judge.memory();
-    for object in &config.objects {
+    judge.hugepages();
+    judge.chunks();
+    for object in demands.objects {
         match object {
             Object::Uplink(uplink) => judge.uplink(uplink),
             Object::Endpoint(endpoint) => judge.endpoint(endpoint),
@@ -104,22 +170,22 @@ pub fn judge(config: &Config, facts: &Facts) -> Findings {
 }
 
 struct Judge<'a> {
-    config: &'a Config,
+    demands: &'a Demands<'a>,
     facts: &'a Facts,
     found: Findings,
 }
 
 impl Judge<'_> {
     fn fault(&mut self, object: &str, key: &str, problem: String, mend: impl Into<String>) {
-        self.found.faults.push(Fault::new(format!("{}: {object}", self.config.file), key, problem, mend));
+        self.found.faults.push(Fault::new(format!("{}: {object}", self.demands.file), key, problem, mend));
     }
 
     fn note(&mut self, object: &str, key: &str, problem: String, mend: impl Into<String>) {
-        self.found.notes.push(Fault::new(format!("{}: {object}", self.config.file), key, problem, mend));
+        self.found.notes.push(Fault::new(format!("{}: {object}", self.demands.file), key, problem, mend));
     }
 
     fn cpus(&mut self) {
-        for cpu in &self.config.cpus {
+        for cpu in self.demands.cpus {
             if !self.facts.online.contains(cpu) {
                 let mend = format!("this machine has {}", ranges(&self.facts.online));
                 self.fault("[workers]", "cpus", format!("there is no CPU {cpu}"), mend);
@@ -138,26 +204,30 @@ impl Judge<'_> {
         }
     }
 
-    fn memory(&mut self) {
-        let config = self.config;
-        let needed = (config.chunks as usize * CHUNK).div_ceil(HUGE) as u64;
+    fn hugepages(&mut self) {
+        let demands = self.demands;
+        let Some(chunks) = demands.chunks else { return };
+        let needed = (chunks as usize * CHUNK).div_ceil(HUGE) as u64;
         let free = self.facts.free_hugepages.unwrap_or(0);
-        if free < needed && config.hugepages != Hugepages::Off {
-            let problem = format!("{free} huge pages of 2 MiB are free and {needed} are needed");
-            let mend = format!("echo {needed} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
-            if config.hugepages == Hugepages::Require {
-                self.fault("[memory]", "hugepages", problem, mend + ", or set hugepages = \"auto\"");
-            } else {
-                self.note(
-                    "[memory]",
-                    "hugepages",
-                    problem + ", so ordinary pages will do, more slowly",
-                    mend,
-                );
-            }
+        if free >= needed || demands.hugepages == Hugepages::Off {
+            return;
         }
-        let mut wanted = config.cpus.len() as u64 * u64::from(WORKER_CHUNKS);
-        for object in &config.objects {
+        let problem = format!("{free} huge pages of 2 MiB are free and {needed} are needed");
+        let mend = format!("echo {needed} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+        if demands.hugepages == Hugepages::Require {
+            self.fault("[memory]", "hugepages", problem, mend + ", or set hugepages = \"auto\"");
+        } else {
+            let problem = problem + ", so ordinary pages will do, more slowly";
+            self.note("[memory]", "hugepages", problem, mend);
+        }
+    }
+
+    /// What every port's rings and every worker take must be there.
+    fn chunks(&mut self) {
+        let demands = self.demands;
+        let Some(chunks) = demands.chunks else { return };
+        let mut wanted = demands.cpus.len() as u64 * u64::from(WORKER_CHUNKS);
+        for object in demands.objects {
             let (interface, queues, fill) = match object {
                 Object::Uplink(uplink) => (uplink.interface.as_str(), uplink.queues, UPLINK_FILL),
                 Object::Endpoint(Endpoint { attachment: Attachment::Veth { interface }, queues, .. }) => {
@@ -169,11 +239,9 @@ impl Judge<'_> {
             let queues = queues.unwrap_or(there.map_or(1, |netdev| netdev.rx_queues));
             wanted += u64::from(queues) * u64::from(fill);
         }
-        if wanted > u64::from(config.chunks) {
-            let problem = format!(
-                "{} chunks are too few: the ports' rings and the workers take {wanted}",
-                config.chunks
-            );
+        if wanted > u64::from(chunks) {
+            let problem =
+                format!("{chunks} chunks are too few: the ports' rings and the workers take {wanted}");
             self.fault("[memory]", "chunks", problem, format!("set chunks = {}", wanted.next_power_of_two()));
         }
     }
@@ -217,9 +285,16 @@ impl Judge<'_> {
             self.fault(&object, "copy", problem, "set copy = \"auto\" or \"copy\"");
         }
         self.xdp(&object, netdev, uplink.xdp);
+        if let Some(occupied) = facts.occupied.get(&netdev.name) {
+            let (problem, mend) = occupied.words(&netdev.name);
+            match occupied {
+                Occupied::Foreign { .. } => self.fault(&object, "interface", problem, mend),
+                Occupied::Unknown(_) => self.note(&object, "interface", problem, mend),
+            }
+        }
         for address in &uplink.addresses {
             let overlap = self
-                .config
+                .demands
                 .objects
                 .iter()
                 .any(|object| matches!(object, Object::Peer(peer) if peer.address == *address));
@@ -275,6 +350,11 @@ impl Judge<'_> {
                     );
                 }
                 self.xdp(&object, netdev, endpoint.xdp);
+                // One pod does not keep the node from starting: it waits.
+                if let Some(occupied) = facts.occupied.get(interface) {
+                    let (problem, mend) = occupied.words(interface);
+                    self.note(&object, "attachment", problem, mend);
+                }
             }
             Some(Err(why)) => {
                 let mend = "it is taken up as soon as it appears";
@@ -286,8 +366,8 @@ impl Judge<'_> {
 
     /// What a network's packets and their tunnel headers come to must fit every uplink.
     fn networks(&mut self) {
-        let config = self.config;
-        let uplinks = config.objects.iter().filter_map(|object| match object {
+        let demands = self.demands;
+        let uplinks = demands.objects.iter().filter_map(|object| match object {
             Object::Uplink(uplink) => Some(uplink.interface.as_str()),
             _ => None,
         });
@@ -296,11 +376,11 @@ impl Judge<'_> {
             .filter_map(|facts| facts.as_ref().ok())
             .collect();
         let Some(narrowest) = links.into_iter().min_by_key(|netdev| netdev.mtu) else { return };
-        let by_ipv6 = config
+        let by_ipv6 = demands
             .objects
             .iter()
             .any(|object| matches!(object, Object::Peer(peer) if peer.address.is_ipv6()));
-        let networks = config.objects.iter().filter_map(|object| match object {
+        let networks = demands.objects.iter().filter_map(|object| match object {
             Object::Network(network) => Some(network),
             _ => None,
         });
@@ -347,148 +427,4 @@ fn ranges(cpus: &[usize]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use penstock_io::netdev::XdpFeatures;
-
-    const TEXT: &str = r#"
-        [node]
-        name = "node1"
-        [workers]
-        cpus = [0, 2]
-        [[uplink]]
-        name = "north"
-        interface = "eth0"
-        [[network]]
-        name = "default"
-        vni = 100
-        mtu = 1450
-        [[endpoint]]
-        name = "web"
-        network = "default"
-        mac = "02:00:00:00:00:01"
-        addresses = ["10.1.0.2"]
-        attachment = { veth = { interface = "p1" } }
-        [[peer]]
-        name = "node2"
-        address = "192.0.2.2"
-    "#;
-
-    fn netdev(name: &str) -> Netdev {
-        Netdev {
-            name: name.into(),
-            index: 3,
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            up: true,
-            running: true,
-            driver: Some("veth".into()),
-            rx_queues: 2,
-            tx_queues: 2,
-            features: Some(XdpFeatures { native: true, zero_copy: false }),
-            program: None,
-        }
-    }
-
-    fn facts() -> Facts {
-        let interfaces = ["eth0", "p1"].map(|name| (name.to_owned(), Ok(netdev(name))));
-        Facts {
-            allowed: vec![0, 1, 2],
-            online: vec![0, 1, 2, 3],
-            free_hugepages: Some(100),
-            interfaces: interfaces.into(),
-        }
-    }
-
-    fn judged(
-        change: impl Fn(&str) -> String,
-        change_facts: impl Fn(&mut Facts),
-    ) -> (Vec<String>, Vec<String>) {
-        let config = Config::parse(&change(TEXT), "n.toml").unwrap();
-        let mut facts = facts();
-        change_facts(&mut facts);
-        let found = judge(&config, &facts);
-        let lines = |faults: Vec<Fault>| faults.iter().map(Fault::to_string).collect();
-        (lines(found.faults), lines(found.notes))
-    }
-
-    fn uplink(key: &str) -> impl Fn(&str) -> String {
-        move |text| text.replace("interface = \"eth0\"", &format!("interface = \"eth0\"\n{key}"))
-    }
-
-    #[test]
-    fn a_machine_that_has_everything_is_found_fit() {
-        assert_eq!(judged(str::to_owned, |_| {}), (vec![], vec![]));
-    }
-
-    #[test]
-    fn cpus_that_are_not_there_and_cpus_outside_the_cpuset_are_told_apart() {
-        let (faults, _) = judged(|text| text.replace("[0, 2]", "[3, 9]"), |_| {});
-        assert!(
-            faults[0].contains("CPU 3 is outside the cpuset of this process; choose of CPUs 0-2"),
-            "{faults:?}"
-        );
-        assert!(faults[1].contains("there is no CPU 9; this machine has CPUs 0-3"), "{faults:?}");
-    }
-
-    #[test]
-    fn missing_huge_pages_are_a_fault_only_where_they_are_required() {
-        let with = |kind: &str| format!("{TEXT}\n[memory]\nhugepages = \"{kind}\"\n");
-        let few = |facts: &mut Facts| facts.free_hugepages = Some(3);
-        let (faults, _) = judged(|_| with("require"), few);
-        assert!(faults[0].contains("3 huge pages of 2 MiB are free and 32 are needed"), "{faults:?}");
-        let (faults, notes) = judged(|_| with("auto"), few);
-        assert_eq!((faults.len(), notes.len()), (0, 1));
-        assert_eq!(judged(|_| with("off"), few), (vec![], vec![]));
-    }
-
-    #[test]
-    fn what_an_uplink_cannot_do_is_said_before_a_packet_flows() {
-        let (faults, _) = judged(uplink("queues = 4"), |_| {});
-        assert!(faults[0].contains("`queues`: 4 queues are asked for and eth0 has 2"), "{faults:?}");
-        let (faults, _) = judged(uplink("copy = \"zero-copy\""), |_| {});
-        assert!(faults[0].contains("`copy`: the driver of eth0 (veth) has no zero-copy"), "{faults:?}");
-        let jumbo =
-            |facts: &mut Facts| facts.interfaces.get_mut("eth0").unwrap().as_mut().unwrap().mtu = 9000;
-        let (faults, notes) = judged(uplink("xdp = \"native\""), jumbo);
-        assert!(faults[0].contains("native XDP up to 3506"), "{faults:?}");
-        assert!(notes[0].contains("do not fit a chunk"), "{notes:?}");
-        let (faults, _) = judged(uplink("addresses = [\"192.0.2.2\"]"), |_| {});
-        assert!(faults[0].contains("192.0.2.2 is the address of a peer too"), "{faults:?}");
-    }
-
-    #[test]
-    fn a_missing_uplink_is_a_fault_and_a_missing_pod_is_waited_for() {
-        let gone = |facts: &mut Facts| {
-            facts
-                .interfaces
-                .iter_mut()
-                .for_each(|(_, facts)| *facts = Err("there is no such interface".into()));
-        };
-        let (faults, notes) = judged(str::to_owned, gone);
-        assert_eq!((faults.len(), notes.len()), (1, 1));
-        assert!(faults[0].contains("uplink \"north\", `interface`"), "{faults:?}");
-        assert!(notes[0].contains("endpoint \"web\", `attachment`"), "{notes:?}");
-    }
-
-    #[test]
-    fn a_network_whose_tunnels_do_not_fit_the_uplink_is_a_fault_with_the_mtu_that_does() {
-        let (faults, _) = judged(|text| text.replace("mtu = 1450", "mtu = 1500"), |_| {});
-        assert!(faults[0].contains("1550 in a tunnel, and eth0 carries 1500; set mtu = 1450"), "{faults:?}");
-        let (faults, _) = judged(|text| text.replace("192.0.2.2", "2001:db8::2"), |_| {});
-        assert!(faults[0].contains("set mtu = 1430"), "{faults:?}");
-    }
-
-    #[test]
-    fn too_little_packet_memory_for_the_ports_is_a_fault() {
-        let (faults, _) = judged(|text| format!("{text}\n[memory]\nchunks = 4096\n"), |_| {});
-        assert!(faults[0].contains("`chunks`: 4096 chunks are too few"), "{faults:?}");
-    }
-
-    #[test]
-    fn lists_of_cpus_are_read_and_written_as_the_kernel_does() {
-        assert_eq!(cpu_list("\t0-2,5,7-8\n"), [0, 1, 2, 5, 7, 8]);
-        assert_eq!(cpu_list(""), []);
-        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "CPUs 0-2,5,7-8");
-    }
-}
+mod tests;

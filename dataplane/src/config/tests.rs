@@ -81,6 +81,48 @@ fn faults_of_every_part_are_said_at_once_with_the_file_and_the_key() {
 }
 
 #[test]
+fn what_cannot_be_read_hides_nothing_else() {
+    let text = GOOD
+        .replace("[node]\nname = \"node1\"", "")
+        .replace("cpus = [0, 1]", "cpus = [1, 1]\nidel = \"poll\"")
+        .replace("vni = 100", "vni = 16777216")
+        + r#"
+        [[endpoint]]
+        name = "api"
+        network = "elsewhere"
+        mac = "02:01:00:00:01:02"
+        addresses = ["10.244.1.1"]
+        attachment = { veth = { interface = "p1" } }
+        mtu = "large"
+        "#;
+    let said = said(&text);
+    for part in [
+        "n.toml, `node`: is missing",
+        "n.toml: network \"default\", `vni`: 16777216",
+        "n.toml: [workers], `idel`: unknown field",
+        "n.toml: [workers], `cpus`: CPU 1 is there twice",
+        "n.toml: endpoint \"api\", `mtu`: invalid type",
+        "n.toml: endpoint \"api\", `network`: there is no network \"elsewhere\"",
+        "`interface`: interface p1 is that of endpoint \"api\" too",
+    ] {
+        assert_says(&said, part);
+    }
+    // The network is there, if unreadable; what names it is right.
+    assert!(!said.iter().any(|line| line.contains("no network \"default\"")), "{said:#?}");
+    assert_eq!(said.len(), 7, "{said:#?}");
+}
+
+#[test]
+fn metrics_are_served_where_the_file_says_and_nowhere_else() {
+    assert_eq!(Config::parse(GOOD, "n.toml").unwrap().metrics, None);
+    let with = |address: &str| format!("{GOOD}\n[control]\nmetrics = \"{address}\"\n");
+    let config = Config::parse(&with("[::1]:9469"), "n.toml").unwrap();
+    assert_eq!(config.metrics, Some("[::1]:9469".parse().unwrap()));
+    assert_says(&said(&with("127.0.0.1:0")), "[control], `metrics`: port 0 is none");
+    assert_says(&said(&with("localhost")), "write an address and a port, as in 127.0.0.1:9469");
+}
+
+#[test]
 fn what_objects_say_of_each_other_is_checked_as_the_daemon_would() {
     let said = said(&GOOD.replace("network = \"default\"", "network = \"elsewhere\""));
     assert_eq!(said.len(), 1, "{said:#?}");

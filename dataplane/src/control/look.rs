@@ -182,11 +182,16 @@ fn port_counters(stats: &PortStats, row: proto::Port) -> proto::Port {
 pub(super) fn workers(engine: &Engine) -> Vec<proto::Worker> {
     let row = |(index, worker): (usize, &crate::worker::Handle)| {
         let (counts, health, pace) = (worker.stats.counts(), worker.health(), engine.pace(index));
-        let state = match (health.stopped, engine.is_stalled(index), pace.received) {
-            (true, ..) => "stopped",
-            (false, true, _) => "stalled",
-            (false, false, true) => "running",
-            (false, false, false) => "idle",
+        let state = if health.stopped {
+            "stopped"
+        } else if engine.is_draining() {
+            "draining"
+        } else if engine.is_stalled(index) {
+            "stalled"
+        } else if pace.received {
+            "running"
+        } else {
+            "idle"
         };
         proto::Worker {
             id: worker.id.into(),

@@ -58,13 +58,7 @@ impl Engine {
                 }
             }
         }
-        requests.close();
-        while let Some(request) = requests.recv().await {
-            if let Request::Change(_, reply) = request {
-                let _ = reply.send(Err(Refusal::Draining));
-            }
-        }
-        self.drain().await;
+        self.drain(requests).await;
     }
 
     /// What the kernel says has changed.

@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
 use penstock_io::Port;
 use penstock_io::steer::Role;
+use tokio::sync::mpsc;
 
-use super::Engine;
 use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
+use super::{Engine, Refusal, Request};
 use crate::flow::DeviceId;
 use crate::mailbox::{Command, Exit, MAILBOX, Outlet};
 use crate::port::OwnedPort;
+use crate::stats::Counts;
 
 /// How long a worker may take to close a port.
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
+/// How long workers may take to forward what is inside when the daemon ends. It takes milliseconds, unless the node itself
+/// goes on sending to its pods.
+const DRY_WITHIN: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Opens a device unless it is open; notes why when it cannot be.
@@ -166,14 +171,29 @@ impl Engine {
         }
     }
 
-    /// Stops the workers, takes the uplinks' steering off and leaves the pods' interfaces closed.
-    pub async fn drain(mut self) {
+    /// Ends in good order: lets nothing more in, forwards what is inside, then stops the workers, takes the uplinks' steering
+    /// off and leaves the pods' interfaces closed. Whoever looks meanwhile is answered; changes are refused.
+    pub(super) async fn drain(mut self, mut requests: mpsc::Receiver<Request>) {
+        self.draining = true;
+        self.let_nothing_in();
+        let mut before: Vec<Counts> = vec![Counts::default(); self.workers.len()];
+        let dry = |engine: &Engine| {
+            engine.workers.iter().zip(&mut before).fold(true, |dry, (worker, before)| {
+                let now = worker.stats.counts();
+                let was = std::mem::replace(before, now);
+                worker.ring();
+                dry && now.turns > was.turns && now.rx == was.rx
+            })
+        };
+        self.answer_until(&mut requests, DRY_WITHIN, dry).await;
         for worker in &self.workers {
             worker.tell(Command::Stop);
         }
-        let began = Instant::now();
-        while began.elapsed() < CLOSED_WITHIN && !self.workers.iter().all(|worker| worker.health().stopped) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let stopped = |engine: &Engine| engine.workers.iter().all(|worker| worker.health().stopped);
+        self.answer_until(&mut requests, CLOSED_WITHIN, stopped).await;
+        requests.close();
+        while let Some(request) = requests.recv().await {
+            self.answer_late(request);
         }
         for worker in self.workers.drain(..) {
             if worker.health().stopped {
@@ -193,6 +213,45 @@ impl Engine {
             }
         }
         tracing::info!("drained");
+    }
+
+    /// From here on an uplink leaves everything to the kernel, and a pod's interface drops everything; what the queues hold
+    /// already is still forwarded. The host port stays open: the kernel would take a closed one for a dead link.
+    fn let_nothing_in(&self) {
+        for (owner, device) in &self.devices {
+            let Some(steer) = &device.steer else { continue };
+            if let Err(error) = (0..steer.queues()).try_for_each(|queue| steer.unbind(queue)) {
+                tracing::warn!("{owner}: {error}");
+            }
+        }
+    }
+
+    /// Answers requests until `done` says so, or until it has taken too long.
+    async fn answer_until(
+        &self,
+        requests: &mut mpsc::Receiver<Request>,
+        within: Duration,
+        mut done: impl FnMut(&Engine) -> bool,
+    ) {
+        let began = Instant::now();
+        while !done(self) && began.elapsed() < within {
+            let pause = tokio::time::sleep(Duration::from_millis(1));
+            tokio::select! {
+                // With nobody left to ask, only time passes.
+                Some(request) = requests.recv() => self.answer_late(request),
+                () = pause => {}
+            }
+        }
+    }
+
+    /// Answers a request that came after the one to drain.
+    fn answer_late(&self, request: Request) {
+        match request {
+            Request::Look(look) => look(self),
+            // Whoever asked may have gone away.
+            Request::Change(_, reply) => drop(reply.send(Err(Refusal::Draining))),
+            Request::Drain => {}
+        }
     }
 }
 

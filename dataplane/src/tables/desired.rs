@@ -27,6 +27,8 @@ pub struct Desired {
     objects: BTreeMap<Key, Object>,
     bonds: Bonds,
     generation: u64,
+    /// Keys of objects that are there as well, of which nothing else is known.
+    unread: BTreeSet<Key>,
 }
 
 /// A change of the configuration.
@@ -74,6 +76,7 @@ impl Desired {
             objects: BTreeMap::new(),
             bonds: Bonds::default(),
             generation: 0,
+            unread: BTreeSet::new(),
         }
     }
 
@@ -88,6 +91,16 @@ impl Desired {
     #[must_use]
     pub fn with_node_ports(self, node_ports: Vec<PortRange>) -> Desired {
         Desired { node_ports, ..self }
+    }
+
+    /// The same holding `objects`, and everything that is wrong with them. Of the keys in `unread` there are objects too,
+    /// of which nothing else is known: nobody who names one is told that it is missing.
+    #[must_use]
+    pub fn holding(mut self, objects: Vec<Object>, unread: &[Key]) -> (Desired, Vec<Fault>) {
+        self.unread = unread.iter().cloned().collect();
+        let undo = self.replace(objects, |_| false);
+        let faults = self.judge(&undo);
+        (self, faults)
     }
 
     /// How often the configuration changed.

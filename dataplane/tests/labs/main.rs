@@ -12,6 +12,7 @@ mod lab;
 mod lifecycle;
 mod malformed;
 mod mtu;
+mod operations;
 mod overlay;
 mod ovs_geneve;
 mod traffic;

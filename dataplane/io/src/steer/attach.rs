@@ -27,7 +27,7 @@ pub(crate) fn leftover(netdev: &Netdev) -> Result<Option<Leftover>, SteerError> 
         return Ok(Some(Leftover { handle, native }));
     }
     let name = handle.name().to_string_lossy().into_owned();
-    Err(SteerError::Foreign { interface: interface(), id, name })
+    Err(SteerError::Foreign { interface: interface(), id, name, native })
 }
 
 /// Whether the program uses a map with the name of our marker.

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::netdev::NetdevError;
+use crate::steer::ip_name;
 
 /// Why packets could not be steered.
 #[derive(Debug, Error)]
@@ -24,7 +25,8 @@ pub enum SteerError {
     /// Somebody else's program is attached.
     #[error(
         "{interface}: program {id} ({name}) is attached and is not ours, so it stays; see `bpftool prog show id {id}` and \
-         remove it with `ip link set dev {interface} xdp off` if nobody needs it"
+         remove it with `ip link set dev {interface} {} off` if nobody needs it",
+        ip_name(*.native)
     )]
     Foreign {
         /// The interface.
@@ -33,6 +35,8 @@ pub enum SteerError {
         id: u32,
         /// The program's name.
         name: String,
+        /// Whether the driver runs it, not the kernel's generic hook.
+        native: bool,
     },
     /// No mode that was tried works on the interface.
     #[error("{interface}: XDP cannot be attached: {tried}; lower the MTU or set xdp = \"auto\"")]

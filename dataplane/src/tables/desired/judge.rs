@@ -64,6 +64,9 @@ impl Desired {
     fn judge_names(&self, key: &Key, object: &Object, faults: &mut Vec<Fault>) {
         for need in needs(object) {
             let Some(wanted) = self.get(&need.wanted) else {
+                if self.unread.contains(&need.wanted) {
+                    continue;
+                }
                 faults.push(missing(key.to_string(), &need.at, &need.wanted));
                 continue;
             };
@@ -93,7 +96,7 @@ impl Desired {
     fn judge_host(&self, faults: &mut Vec<Fault>) {
         let Some(host) = &self.host else { return };
         let network = Key::Network(host.network.clone());
-        if self.get(&network).is_none() {
+        if self.get(&network).is_none() && !self.unread.contains(&network) {
             faults.push(missing("host".into(), "network", &network));
         }
         let interface = Claim::Interface(host.interface.to_string());
