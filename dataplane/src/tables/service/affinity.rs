@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn id(number: u32) -> BackendId {
-        BackendId::new(number).unwrap()
+        BackendId::new(number).expect("a small number")
     }
 
     fn client(number: u32) -> Client {

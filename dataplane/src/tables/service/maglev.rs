@@ -62,7 +62,7 @@ impl Maglev {
     /// The member that a hash leads to; the table is not empty.
     #[inline]
     pub(super) fn pick(&self, hash: u64) -> u16 {
-        let place = (u128::from(hash) * self.size() as u128 >> 64) as usize;
+        let place = ((u128::from(hash) * self.size() as u128) >> 64) as usize;
         match self {
             Maglev::Narrow(places) => places[place].into(),
             Maglev::Wide(places) => places[place],

@@ -74,7 +74,7 @@ fn from_outside() -> Query {
 
 fn tables(spec: ServiceSpec) -> Arc<Services> {
     let mut directory = directory();
-    directory.upsert(spec).unwrap();
+    directory.upsert(spec).expect("a sound service");
     directory.tables()
 }
 
