@@ -69,6 +69,7 @@ reasons! {
     NoLocalBackend, "no-local-backend", "the service is served by backends of this node only, and there is none";
     SourceNotServed, "source-not-served", "the client is in none of the service's source ranges";
     NoNatAddress, "no-nat-address", "the node has no address that could stand in for the sender's";
+    FragmentAlone, "fragment-alone", "the packet's first fragment, which has its ports, did not come in time";
     NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, or an SCTP fragment";
     NatExhausted, "nat-exhausted", "no address and port outside is free for this connection";
     TxRingFull, "tx-ring-full", "the port's transmit ring was full";

@@ -6,14 +6,15 @@ use std::net::IpAddr;
 use penstock_io::Frame;
 use penstock_wire::arp::Arp;
 use penstock_wire::ndp::{self, Neighbour};
-use penstock_wire::parse::{Net, Parsed, parse};
+use penstock_wire::parse::{Fragment, Net, Parsed, parse};
 use penstock_wire::reply::{self, Problem};
 use penstock_wire::rewrite::rewrite;
 use penstock_wire::{fragment, proto};
 
-use crate::conntrack::related;
+use crate::conntrack::fragments::{First, FragmentKey};
+use crate::conntrack::{Seconds, related};
 use crate::drop::{Cause, Reason};
-use crate::flow::{Action, Coarse, DeviceId, Found, Key4, Key6, ZoneId};
+use crate::flow::{Action, Coarse, DeviceId, Found, Key4, Key6, Tracked, ZoneId};
 use crate::mailbox::Event;
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 use crate::slowpath::{self, Answer, Facts, Scene, Verdict, Way};
@@ -33,7 +34,7 @@ impl Pipeline {
         if let Some(verdict) = question(at.snapshot, zone, frame.bytes(), &parsed) {
             return self.obey(at, zone, device, verdict, &parsed, frame);
         }
-        let Some(packet) = Facts::of(&parsed, frame.bytes()) else {
+        let Some(mut packet) = Facts::of(&parsed, frame.bytes()) else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
         if packet.is_icmp_error() && self.tracker.is_some() {
@@ -47,10 +48,52 @@ impl Pipeline {
             // An earlier packet of this very burst made the flow known.
             return self.carry_out(at.snapshot, action, leaving, frame);
         }
+        let fragment = self.fragment_of(at, zone, &parsed, &packet, frame.bytes());
+        if packet.fragment == Fragment::Later
+            && let Some((key, now)) = fragment
+        {
+            match self.fragments.find(&key, now) {
+                Some(first) => (packet.sport, packet.dport) = (first.sport, first.dport),
+                None => return self.wait(at, zone, device, Cause::FragmentAlone, frame),
+            }
+        }
         let tracker = self.tracker.as_ref();
         let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, is_trial: false };
         let verdict = slowpath::decide(scene, zone, &packet, &mut ());
+        if packet.fragment == Fragment::First
+            && let (Some((key, now)), Verdict::Go(way)) = (fragment, &verdict)
+        {
+            let Tracked { connection, direction } = way.tracked;
+            let first = First { sport: packet.sport, dport: packet.dport, connection, direction };
+            self.fragments.learn(key, first, now);
+            self.obey(at, zone, device, verdict, &parsed, frame);
+            return self.call_waiting(at);
+        }
         self.obey(at, zone, device, verdict, &parsed, frame);
+    }
+
+    /// What ties a fragment to the others of its packet, and the table's time; `None` for whole packets, and where nobody
+    /// asks for ports.
+    fn fragment_of(
+        &self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        parsed: &Parsed,
+        packet: &Facts,
+        frame: &[u8],
+    ) -> Option<(FragmentKey, Seconds)> {
+        let tracker = self.tracker.as_ref().filter(|_| packet.fragment != Fragment::Whole)?;
+        let network = slowpath::place_of(at.snapshot, zone, parsed)?;
+        let id = fragment::identification(frame.get(L3..parsed.end.into())?)?;
+        let key = FragmentKey { network, src: packet.src, dst: packet.dst, id, protocol: packet.proto };
+        Some((key, tracker.seconds(at.now)))
+    }
+
+    /// Keeps a packet until something is known that it needs.
+    fn wait(&mut self, at: Moment<'_>, zone: ZoneId, device: DeviceId, cause: Cause, frame: Frame) {
+        if let Err(frame) = self.waiting.enter(frame, zone, device, cause, at.now) {
+            self.tally.drop(Cause::WaitingRoomFull, frame, &mut self.pool);
+        }
     }
 
     fn obey(
@@ -70,9 +113,7 @@ impl Pipeline {
                 if let Some((device, next_hop)) = wanted {
                     self.events.tell(Event::NeighbourWanted(device, next_hop));
                 }
-                if let Err(frame) = self.waiting.enter(frame, zone, device, cause, at.now) {
-                    self.tally.drop(Cause::WaitingRoomFull, frame, &mut self.pool);
-                }
+                self.wait(at, zone, device, cause, frame);
             }
             Verdict::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
         }

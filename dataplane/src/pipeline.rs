@@ -17,6 +17,8 @@ use penstock_wire::parse::{Net, Parsed, V4Flow, V6Flow, parse, parse_any, plain}
 use penstock_wire::{MacAddr, ethernet, ipv4, ipv6};
 
 use crate::capture::Captures;
+use crate::conntrack::HashSeed;
+use crate::conntrack::fragments::FragmentTable;
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, Cache, Candidate, Coarse, DeviceId, Found, Key4, Key6, Seed, Verb, ZoneId};
 use crate::limiter::Limiter;
@@ -29,6 +31,9 @@ use crate::tally::Tally;
 use crate::tracker::Tracker;
 use crate::unwrap::{Arrived, Unwrapper};
 use crate::waiting::WaitingRoom;
+
+/// Fragmented packets whose first fragment is remembered at a time.
+const FRAGMENTED_PACKETS: usize = 4096;
 
 /// Offset of the IP header in every frame that the pipeline forwards: tags and tunnels are off by then.
 pub(crate) const L3: usize = ethernet::HEADER_LEN;
@@ -95,6 +100,8 @@ pub(crate) struct Pipeline {
     pub(crate) events: Arc<Events>,
     /// The connections; `None` where none are kept.
     pub(crate) tracker: Option<Tracker>,
+    /// What first fragments said, for the later ones.
+    pub(crate) fragments: FragmentTable,
     unwrapper: Unwrapper,
     lanes: Box<Lanes>,
 }
@@ -119,6 +126,10 @@ impl Pipeline {
             limiter: Limiter::new(rate, 1000, 50),
             events,
             tracker,
+            fragments: FragmentTable::with_capacity(
+                FRAGMENTED_PACKETS,
+                HashSeed::new(Seed::random().words()),
+            ),
             unwrapper: Unwrapper::default(),
             lanes: Box::new(Lanes {
                 what: [What::Slow; BURST],

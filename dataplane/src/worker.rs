@@ -345,7 +345,6 @@ impl Worker {
             counts.to_send += u64::from(to_send);
         }
         counts.free = self.pipeline.pool.free_chunks() as u64;
-        counts.held = self.pipeline.waiting.len() as u64;
     }
 
     /// Adds the turn up and shows it to the others.
@@ -370,6 +369,7 @@ impl Worker {
         counts.ticks = now.since(self.started);
         counts.flows4 = self.pipeline.cache4.used() as u64;
         counts.flows6 = self.pipeline.cache6.used() as u64;
+        counts.held = self.pipeline.waiting.len() as u64;
         self.stats.publish(counts);
         if counts.dropped != self.published_drops {
             self.published_drops = counts.dropped;

@@ -45,6 +45,12 @@ impl Seed {
         let draw = || RandomState::new().hash_one(0u8);
         Seed([draw() | 1, draw() | 1])
     }
+
+    /// The seed as two words.
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        self.0
+    }
 }
 
 /// A key of the flow cache.

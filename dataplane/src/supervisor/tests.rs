@@ -59,15 +59,8 @@ fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
     broken.endpoints.clear();
     node.publisher.publish(broken);
     let region = Region::map(4096, Hugepages::Off).unwrap();
-    let plan = Plan {
-        id: 3,
-        cpu: None,
-        idle: Idle::Adaptive,
-        flows4: 1024,
-        flows6: 64,
-        region,
-        tracker: None,
-    };
+    let plan =
+        Plan { id: 3, cpu: None, idle: Idle::Adaptive, flows4: 1024, flows6: 64, region, tracker: None };
     let worker = Handle::spawn(plan, node.publisher.reader(), Arc::<Events>::default()).unwrap();
     let ports = [(UPLINK, MemPort::discard()), (FIRST_ENDPOINT, MemPort::replay(&[frame()], vec![0]))];
     for (device, port) in ports {

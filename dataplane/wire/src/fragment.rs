@@ -4,6 +4,7 @@
 
 use crate::bytes::put16;
 use crate::ipv4::{self, Ipv4};
+use crate::ipv6::Ipv6;
 use crate::{Malformed, checksum};
 use std::ops::Range;
 
@@ -144,4 +145,16 @@ impl Iterator for Pieces {
         self.offset += taken;
         Some(Piece { header, header_len, payload })
     }
+}
+
+/// What ties the fragments of the IP packet at the start of `packet` together: 16 bits for IPv4 (RFC 791 section 3.1), 32 for
+/// IPv6 (RFC 8200 section 4.5). `None` if it is no sound header, or an IPv6 packet that is not fragmented.
+#[must_use]
+pub fn identification(packet: &[u8]) -> Option<u32> {
+    if packet.first()? >> 4 == 4 {
+        return Some(Ipv4::new_checked(packet).ok()?.identification().into());
+    }
+    let view = Ipv6::new_checked(packet).ok()?;
+    let header = view.extensions().find_map(|extension| extension.ok()?.fragment())?;
+    Some(header.identification)
 }
