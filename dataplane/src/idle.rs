@@ -65,8 +65,8 @@ impl Sleeper {
         self.mode == Idle::Adaptive && now.since(self.last_work) > self.spin
     }
 
-    /// Sleeps until woken; `restless` when somebody may not be able to wake us. Who was woken is awake for a while: a port
-    /// may let a few polls pass before it looks (see the pacing of `tap` and `xsk`), and its edge does not come again.
+    /// Sleeps until woken; `restless` when somebody may not be able to wake us. Who was woken by somebody stays awake for a
+    /// while: more is likely to come.
     pub(crate) fn sleep(&mut self, restless: bool) {
         let longest = if restless { SHORTEST } else { LONGEST };
         match self.poll.poll(&mut self.events, Some(longest)) {

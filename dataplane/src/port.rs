@@ -91,6 +91,10 @@ impl Port for AnyPort {
         each!(self, port => port.is_restless())
     }
 
+    fn wake(&mut self) {
+        each!(self, port => port.wake());
+    }
+
     fn close(self, pool: &mut FramePool) {
         each!(self, port => port.close(pool));
     }

@@ -390,6 +390,7 @@ impl Worker {
             self.stats.publish(&self.pipeline.tally.counts);
             let restless = |slot: &mut Slot| slot.port.is_restless() || slot.port.readiness().is_none();
             self.sleeper.sleep(self.slots.iter_mut().flatten().any(restless));
+            self.slots.iter_mut().flatten().for_each(|slot| slot.port.wake());
         }
         self.bell.set_asleep(false);
     }

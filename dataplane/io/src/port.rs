@@ -43,6 +43,10 @@ pub trait Port {
         false
     }
 
+    /// Its worker slept: whatever pacing there is, the next `rx_burst` looks. The descriptor tells of each arrival once, so a
+    /// look that pacing leaves out after it has told would leave frames lying.
+    fn wake(&mut self) {}
+
     /// Closes the port and takes every chunk back from it.
     fn close(self, pool: &mut FramePool);
 }

@@ -176,6 +176,10 @@ impl Port for TapPort {
         Some(self.file.as_fd())
     }
 
+    fn wake(&mut self) {
+        self.pace = Pace::default();
+    }
+
     fn close(self, _pool: &mut FramePool) {}
 }
 

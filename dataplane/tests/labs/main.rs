@@ -15,4 +15,5 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod stateful;
 mod traffic;

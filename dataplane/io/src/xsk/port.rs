@@ -375,6 +375,10 @@ impl Port for XskPort {
         self.rings.tx.unconsumed() > 0 || self.fill.count() + BATCH <= self.fill_level
     }
 
+    fn wake(&mut self) {
+        self.ask_after = Ticks(0);
+    }
+
     fn close(mut self, pool: &mut FramePool) {
         self.surrender(|chunk, from| pool.take_back(chunk, from));
     }
