@@ -80,7 +80,11 @@ impl Decision {
         (self.epoch as u64) << 32 | (self.verdict as u64) << 16 | (generation & 0xffff) as u64
     }
 
-    const fn of(word: u64) -> Decision {
+    /// The decision in a word, if it is that generation's; else none that is current.
+    fn of(word: u64, generation: u32) -> Decision {
+        if word as u16 != generation as u16 {
+            return Decision::default();
+        }
         Decision { epoch: (word >> 32) as u32, verdict: (word >> 16) as u16 }
     }
 }
@@ -265,7 +269,7 @@ pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connecti
         status: life.status,
         deadline: life.deadline,
         parties: Parties::of(parties),
-        decision: Decision::of(decision),
+        decision: Decision::of(decision, reference.generation()),
         bytes,
     })
 }

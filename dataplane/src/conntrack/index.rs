@@ -16,10 +16,11 @@ use super::words::{AtomicU64, Lines, Ordering, lines, pause, prefetch};
 
 /// Slots in a bucket.
 const SLOTS: usize = 14;
-/// Buckets that a tuple may be in. With the index at most [`LOAD`] full, fewer than one in a million needs more.
+/// Buckets that a tuple may be in. With the index [`LOAD`] per cent full about one in nine is full itself, so fewer than
+/// one tuple in ten million needs more.
 const PROBES: u32 = 8;
-/// Slots in use per hundred when the table is full.
-const LOAD: usize = 70;
+/// Slots in use per hundred when the table is full. At 70, five tuples in a million found no place.
+const LOAD: usize = 65;
 /// Times that a bucket's lock is tried for: some ten microseconds, then the packet is given up, not the worker.
 #[cfg(not(penstock_loom))]
 const SPINS: u32 = 1000;
@@ -285,7 +286,7 @@ mod tests {
             }
         }
         assert_eq!(refused, 0);
-        assert!(index.bytes() <= 14 * 100_000, "{} bytes", index.bytes());
+        assert!(index.bytes() <= 15 * 100_000, "{} bytes", index.bytes());
     }
 
     #[test]

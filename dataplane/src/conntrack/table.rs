@@ -375,7 +375,8 @@ impl Table {
         entry::store_tuple(record, ORIGINAL, &opening.original);
         entry::store_tuple(record, REPLY, reply);
         record[PARTIES].store(opening.parties.word(), Ordering::Relaxed);
-        record[DECISION].store(opening.decision.word(generation), Ordering::Relaxed);
+        // An exchange, so that a late decision about the entry's former connection comes before it or fails.
+        record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
         BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));
         let life = Life { deadline, status: opening.status, generation: generation as u16 };
         record[LIFE].store(life.word(), Ordering::Relaxed);
