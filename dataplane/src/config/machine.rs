@@ -95,7 +95,8 @@ pub fn judge(config: &Config, facts: &Facts) -> Findings {
         match object {
             Object::Uplink(uplink) => judge.uplink(uplink),
             Object::Endpoint(endpoint) => judge.endpoint(endpoint),
-            Object::Network(_) | Object::Peer(_) | Object::Route(_) => {}
+            // No other kind has a device.
+            _ => {}
         }
     }
     judge.networks();

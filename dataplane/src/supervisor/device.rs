@@ -99,7 +99,8 @@ pub(super) fn wanted(desired: &Desired) -> Vec<(Owner, Spec)> {
         Object::Endpoint(endpoint) => {
             Some((Owner::Endpoint(endpoint.name.to_string()), Spec::of_endpoint(endpoint)))
         }
-        Object::Network(_) | Object::Peer(_) | Object::Route(_) => None,
+        // No other kind has a device.
+        _ => None,
     });
     let host = desired.host.as_ref().map(|host| {
         (Owner::Host, Spec::Tap { interface: host.interface.to_string(), queues: None, mac: None, mtu: None })
