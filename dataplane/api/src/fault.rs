@@ -88,7 +88,7 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "data" => "write up to 124 bytes, a multiple of 4, as hexadecimal digits",
         "geneve-options" => "give each option its class, kind, critical and data",
         "receive" | "transmit" => "write the path of a capture file",
-        "attachment" => {
+        "attachment" | "veth" | "tap" | "pcap" => {
             "choose one of veth = { interface }, tap = { interface } and pcap = { receive, transmit }"
         }
         "via" => {
@@ -110,7 +110,7 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "health-check-node-port" => "choose a TCP port from 1 to 65535, or leave the key out",
         "internal-policy" | "external-policy" => "choose \"cluster\" or \"local\"",
         "topology" => "choose \"none\", \"zone\" or \"node\"",
-        "affinity" => "write { client-ip = { timeout-s = SECONDS } }, or leave the key out",
+        "affinity" | "client-ip" => "write { client-ip = { timeout-s = SECONDS } }, or leave the key out",
         "timeout-s" => "choose 1 to 86400 seconds",
         "members" => "give each member its address; state, node, zone, for-zones and weight are optional",
         "state" => "choose \"ready\", \"terminating\" or \"not-ready\"",

@@ -26,8 +26,12 @@
 #define ICMP_ECHO_REPLY 0
 #define ICMP_UNREACHABLE 3
 #define ICMP_FRAGMENTATION_NEEDED 4
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETER_PROBLEM 12
 /* RFC 4443 */
+#define ICMPV6_UNREACHABLE 1
 #define ICMPV6_PACKET_TOO_BIG 2
+#define ICMPV6_PARAMETER_PROBLEM 4
 #define ICMPV6_ECHO_REPLY 129
 
 /* Set before the program is loaded; the verifier removes what the role does not need. */
@@ -181,34 +185,51 @@ static __always_inline bool takes_ports(const struct address *dest, __u8 protoco
 	return is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest);
 }
 
-/* "Fragmentation needed" about a tunnel packet that this node sent: the path's MTU must reach the dataplane. */
-static __always_inline bool quotes_tunnel4(void *at, void *end)
+/* The quoted packet of an ICMP error is one that this node sent: by a tunnel, if the error is about its size, since the path's
+ * MTU must reach the dataplane; or as a translated connection's or a service's.
+ */
+static __always_inline bool is_ours(const struct address *source, __u8 protocol, void *at, void *end, bool too_big)
 {
-	const struct iphdr *ip = at;
-	const struct ports *ports;
-	struct address source;
+	const struct icmp_head *icmp = at;
+	const struct ports *ports = at;
 
-	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5 || ip->protocol != IPPROTO_UDP ||
-	    ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
-		return false;
-	ports = at + ip->ihl * 4;
 	if ((void *)(ports + 1) > end)
 		return false;
-	source = mapped(ip->saddr);
-	return is_tunnel_port(ports->dest) && is_endpoint(&source);
+	switch (protocol) {
+	case IPPROTO_UDP:
+		if (too_big && is_tunnel_port(ports->dest) && is_endpoint(source))
+			return true;
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+		return is_snat_port(source, ports->source) || is_node_port(source, protocol, ports->source);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return (void *)(icmp + 1) <= end && is_snat_port(source, icmp->id);
+	default:
+		return false;
+	}
 }
 
-/* "Packet too big" about a tunnel packet that this node sent. */
-static __always_inline bool quotes_tunnel6(void *at, void *end)
+static __always_inline bool quotes_ours4(void *at, void *end, bool too_big)
 {
-	const struct ipv6hdr *ip = at;
-	const struct ports *ports = (void *)(ip + 1);
+	const struct iphdr *ip = at;
 	struct address source;
 
-	if ((void *)(ports + 1) > end || ip->version != 6 || ip->nexthdr != IPPROTO_UDP)
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
+		return false;
+	source = mapped(ip->saddr);
+	return is_ours(&source, ip->protocol, at + ip->ihl * 4, end, too_big);
+}
+
+static __always_inline bool quotes_ours6(void *at, void *end, bool too_big)
+{
+	const struct ipv6hdr *ip = at;
+	struct address source;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
 		return false;
 	__builtin_memcpy(&source, &ip->saddr, sizeof(source));
-	return is_tunnel_port(ports->dest) && is_endpoint(&source);
+	return is_ours(&source, ip->nexthdr, (void *)(ip + 1), end, too_big);
 }
 
 static __always_inline bool takes_ipv4(void *at, void *end)
@@ -239,8 +260,10 @@ static __always_inline bool takes_ipv4(void *at, void *end)
 			return false;
 		if (icmp->type == ICMP_ECHO_REPLY)
 			return is_snat_port(&dest, icmp->id);
-		return icmp->type == ICMP_UNREACHABLE && icmp->code == ICMP_FRAGMENTATION_NEEDED && is_endpoint(&dest) &&
-		       quotes_tunnel4((void *)(icmp + 1), end);
+		if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETER_PROBLEM)
+			return false;
+		return quotes_ours4((void *)(icmp + 1), end,
+				    icmp->type == ICMP_UNREACHABLE && icmp->code == ICMP_FRAGMENTATION_NEEDED);
 	default:
 		return false;
 	}
@@ -272,7 +295,9 @@ static __always_inline bool takes_ipv6(void *at, void *end)
 			return false;
 		if (icmp->type == ICMPV6_ECHO_REPLY)
 			return is_snat_port(&dest, icmp->id);
-		return icmp->type == ICMPV6_PACKET_TOO_BIG && is_endpoint(&dest) && quotes_tunnel6((void *)(icmp + 1), end);
+		if (icmp->type < ICMPV6_UNREACHABLE || icmp->type > ICMPV6_PARAMETER_PROBLEM)
+			return false;
+		return quotes_ours6((void *)(icmp + 1), end, icmp->type == ICMPV6_PACKET_TOO_BIG);
 	default:
 		return false;
 	}

@@ -161,7 +161,7 @@ pub fn judge(demands: &Demands, facts: &Facts) -> Findings {
         match object {
             Object::Uplink(uplink) => judge.uplink(uplink),
             Object::Endpoint(endpoint) => judge.endpoint(endpoint),
-            // The others are about packets, not about this machine.
+            // No other kind has a device.
             _ => {}
         }
     }

@@ -99,7 +99,7 @@ pub(super) fn wanted(desired: &Desired) -> Vec<(Owner, Spec)> {
         Object::Endpoint(endpoint) => {
             Some((Owner::Endpoint(endpoint.name.to_string()), Spec::of_endpoint(endpoint)))
         }
-        // The others need no device.
+        // No other kind has a device.
         _ => None,
     });
     let host = desired.host.as_ref().map(|host| {

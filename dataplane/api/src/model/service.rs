@@ -268,7 +268,7 @@ pub struct EgressIp {
     /// The identities whose members are meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub identities: Vec<Name>,
-    /// The endpoints that are meant besides.
+    /// The endpoints that are meant besides; one that is not there is nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Name>,
     /// The destinations that are reached under the endpoints' own addresses: what is inside the cluster.

@@ -153,10 +153,9 @@ pub(super) fn needs(object: &Object) -> Vec<Need> {
             needs.push(Need::new("service", Key::Service(backends.service.clone())));
         }
         Object::EgressIp(egress) => {
+            // Endpoints are not needed: they come and go with their pods, whose leaving must not be refused.
             let identities = egress.identities.iter();
-            let endpoints = egress.endpoints.iter();
             needs.extend(identities.map(|it| Need::new("identities", Key::Identity(it.clone()))));
-            needs.extend(endpoints.map(|it| Need::new("endpoints", Key::Endpoint(it.clone()))));
         }
         Object::Uplink(_)
         | Object::Network(_)

@@ -149,8 +149,8 @@ fn what_an_object_names_must_be_there() {
             "backends \"main\" of service \"t\", `service`: there is no service \"t\"",
         ),
         (
-            STATEFUL.replace("identities = [\"web\"]\n    address", "endpoints = [\"who\"]\n    address"),
-            "egress-ip \"e\", `endpoints`: there is no endpoint \"who\"",
+            STATEFUL.replace("identities = [\"web\"]\n    address", "identities = [\"who\"]\n    address"),
+            "egress-ip \"e\", `identities`: there is no identity \"who\"",
         ),
     ] {
         assert_refused(&text, part);
@@ -183,6 +183,16 @@ fn what_is_still_named_cannot_be_deleted() {
     let slice = Key::Backends { service: name("s"), slice: name("main") };
     desired.apply(Change::Delete(vec![Key::Service(name("s")), slice])).unwrap();
     assert_eq!((desired.services().count(), desired.backends(&name("s")).count()), (0, 0));
+}
+
+#[test]
+fn a_pod_may_leave_though_an_egress_address_names_it() {
+    let mut desired = desired();
+    let by_endpoint =
+        STATEFUL.replace("identities = [\"web\"]\n    address", "endpoints = [\"web-0\"]\n    address");
+    desired.apply(Change::Upsert(objects(&by_endpoint))).unwrap();
+    desired.apply(Change::Delete(vec![Key::Endpoint("web-0".parse().unwrap())])).unwrap();
+    assert_eq!((desired.endpoints().count(), desired.egress_ips().count()), (0, 1));
 }
 
 #[test]
