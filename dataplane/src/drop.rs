@@ -72,6 +72,7 @@ reasons! {
     FragmentAlone, "fragment-alone", "the packet's first fragment, which has its ports, did not come in time";
     NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, or an SCTP fragment";
     NatExhausted, "nat-exhausted", "no address and port outside is free for this connection";
+    WorkerPanicked, "worker-panicked", "the worker that had the packet in its hands panicked; see the log";
     TxRingFull, "tx-ring-full", "the port's transmit ring was full";
     MailboxFull, "mailbox-full", "the worker that owns the port has too many frames waiting";
     PortGone, "port-gone", "the port was removed while the packet was on its way";

@@ -30,6 +30,8 @@ const A_FEW: u32 = 4;
 const MANY: u32 = 4096;
 /// A flow without packets for this long is forgotten.
 const QUIET: Duration = Duration::from_secs(60);
+/// How much longer a worker pauses after each further panic, up to a hundred of them.
+const PANIC_PAUSE: Duration = Duration::from_millis(10);
 /// How often the ports' counters are published.
 const PUBLISH: Duration = Duration::from_millis(100);
 
@@ -240,10 +242,18 @@ impl Worker {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             tracing::error!("a worker panicked and goes on: {text}");
-            let mut health = lock(health);
-            (health.restarts, health.last_panic) = (health.restarts + 1, text);
-            self.pipeline.cache4.clear();
-            self.pipeline.cache6.clear();
+            let restarts = {
+                let mut health = lock(health);
+                (health.restarts, health.last_panic) = (health.restarts + 1, text);
+                health.restarts
+            };
+            // What is left of its burst must not be taken for the next port's.
+            let pipeline = &mut self.pipeline;
+            pipeline.tally.drop_burst(Cause::WorkerPanicked, &mut self.burst, &mut pipeline.pool);
+            pipeline.cache4.clear();
+            pipeline.cache6.clear();
+            // A panic that comes again and again must not fill the disk with its log.
+            std::thread::sleep(PANIC_PAUSE * restarts.min(100));
         }
     }
 

@@ -138,6 +138,8 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
     let v4 = |packet: &[u8]| ethernet(IPV4, packet);
     let v6 = |packet: &[u8]| ethernet(IPV6, packet);
     use Verdict::{Kernel, Taken};
+    let left4 = |port: u16| ipv4(NODE, OTHER, TCP, &ports(port, 443));
+    let left6 = ipv6(NODE6, OTHER6, UDP, &ports(30053, 443));
     let table = [
         ("VXLAN", v4(&vxlan4()), Taken),
         ("Geneve over IPv6", v6(&ipv6(OTHER6, NODE6, UDP, &ports(1, 6081))), Taken),
@@ -187,6 +189,31 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
             Kernel,
         ),
         ("frag needed cut short", v4(&ipv4(OTHER, NODE, ICMP, &icmp(3, 4, 0, &sent4[..22]))), Kernel),
+        (
+            "unreachable about a translated packet",
+            v4(&ipv4(OTHER, NODE, ICMP, &icmp(3, 3, 0, &left4(40001)))),
+            Taken,
+        ),
+        (
+            "time exceeded about a translated packet",
+            v4(&ipv4(OTHER, NODE, ICMP, &icmp(11, 0, 0, &left4(40001)))),
+            Taken,
+        ),
+        (
+            "unreachable about the kernel's own packet",
+            v4(&ipv4(OTHER, NODE, ICMP, &icmp(3, 3, 0, &left4(39999)))),
+            Kernel,
+        ),
+        (
+            "unreachable about a service's answer",
+            v4(&ipv4(OTHER, NODE, ICMP, &icmp(3, 3, 0, &left4(30080)))),
+            Taken,
+        ),
+        (
+            "unreachable about a service's answer over IPv6",
+            v6(&ipv6(OTHER6, NODE6, ICMPV6, &icmp(1, 4, 0, &left6))),
+            Taken,
+        ),
         ("packet too big about our tunnel", v6(&ipv6(OTHER6, NODE6, ICMPV6, &icmp(2, 0, 0, &sent6))), Taken),
         ("packet too big cut short", v6(&ipv6(OTHER6, NODE6, ICMPV6, &icmp(2, 0, 0, &sent6[..42]))), Kernel),
         ("a neighbour solicitation", v6(&ipv6(OTHER6, NODE6, ICMPV6, &icmp(135, 0, 0, &[0; 16]))), Kernel),
