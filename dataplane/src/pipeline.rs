@@ -175,7 +175,7 @@ impl Pipeline {
                         }
                 }
             }
-            Device::Uplink { mac, native, .. } => self.from_uplink(at, mac, native, frames),
+            Device::Uplink { mac, native, .. } => self.classify_uplink(at, mac, native, frames),
             Device::Unused => {
                 self.lanes.what.fill(What::Drop);
                 self.lanes.reason.fill(Cause::UnknownPort.into());
@@ -185,7 +185,13 @@ impl Pipeline {
 
     /// First stage, for frames from an uplink.
     #[inline(never)]
-    fn from_uplink(&mut self, at: Moment<'_>, mac: MacAddr, native: Option<ZoneId>, frames: &mut [Frame]) {
+    fn classify_uplink(
+        &mut self,
+        at: Moment<'_>,
+        mac: MacAddr,
+        native: Option<ZoneId>,
+        frames: &mut [Frame],
+    ) {
         for (lane, frame) in frames.iter_mut().enumerate().take(BURST) {
             self.lanes.what[lane] = self.arrive(at, lane, mac, native, frame);
         }

@@ -8,8 +8,8 @@
 //!                                                    service -> route -> policy -> source address (open)
 //! ```
 //!
-//! * [`decide`] has the stages up to the connection, [`tracked`] the rest for packets that connections are kept of,
-//! * [`link`] leads to the next station, [`words`] explains it all to people.
+//! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
+//! * `link` leads to the next station, `words` explains it all to people.
 
 mod link;
 mod tracked;

@@ -1,5 +1,7 @@
 //! What policies mean, case by case, told by the classifier and by the linear walk alike.
 
+#![allow(clippy::unwrap_used, reason = "the leave for tests does not reach the functions beside them")]
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

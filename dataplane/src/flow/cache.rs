@@ -326,7 +326,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     }
 
     /// Forgets flows that were quiet for `quiet` steps: looks at the buckets that are due, at most `buckets` of them, from
-    /// where the last call stopped. All are due [`ROUNDS`] times in `quiet` steps: a look at a bucket is a cache miss for
+    /// where the last call stopped. All are due `ROUNDS` times in `quiet` steps: a look at a bucket is a cache miss for
     /// each flow in it, too dear for every turn of a busy worker.
     #[inline]
     pub fn sweep(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {

@@ -179,7 +179,7 @@ impl<'a, W: Watch> Stages<'a, W> {
             }
             // Another worker has just opened it.
             Err(Refused::Taken { ours: Direction::Original, .. }) => None,
-            Err(refused) => Some(Verdict::Drop(refusal(refused).into())),
+            Err(refused) => Some(Verdict::Drop(refusal(refused))),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The objects that the dataplane was told, by key: changed whole or not at all.
 //!
 //! A change is judged by what it touches: the objects themselves, those that they name, those that name them, and
-//! whatever only one of them may have. [`bonds`] keeps the index that finds these, so that one pod or one slice of
+//! whatever only one of them may have. `bonds` keeps the index that finds these, so that one pod or one slice of
 //! backends among tens of thousands costs no look at the others.
 
 mod bonds;
