@@ -109,7 +109,6 @@ fn plug(lab: &Lab) {
 }
 
 #[test]
-#[ignore = "the census does not count the depot of free chunks yet"]
 fn ports_come_and_go_under_traffic() {
     let lab = Lab::up("--pods 2");
     let file = lab.file("node1.toml");
