@@ -6,6 +6,7 @@
 //! ```
 
 mod capture;
+mod connections;
 mod flows;
 mod look;
 mod metrics;
@@ -26,6 +27,7 @@ use penstock_api::query::{
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
+pub use connections::ConnectionTable;
 pub use metrics::{MetricsError, MetricsListener};
 pub use socket::{Listener, SocketError};
 

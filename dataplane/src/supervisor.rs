@@ -20,7 +20,7 @@ mod watchdog;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use penstock_api::Fault;
@@ -136,6 +136,8 @@ pub struct Engine {
     author: Author,
     /// The connections.
     tracker: Tracker,
+    /// The tables that were published last.
+    shown: Arc<Mutex<Arc<Snapshot>>>,
     /// The ports that the kernel is kept away from.
     ports_kept: PortsKept,
     devices: BTreeMap<Owner, Device>,
@@ -188,6 +190,7 @@ impl Engine {
             rate,
             author,
             tracker,
+            shown: Arc::default(),
             ports_kept: PortsKept::default(),
             started: now,
             kernel,
@@ -328,6 +331,7 @@ impl Engine {
         self.ports_kept.keep(&rules.snat_ranges);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.publisher.current();
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
         for (owner, device) in &mut self.devices {
@@ -435,6 +439,12 @@ impl Engine {
     #[must_use]
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// The tables as they are published, now and later, for whoever reads them at his own pace.
+    #[must_use]
+    pub fn published(&self) -> Arc<Mutex<Arc<Snapshot>>> {
+        Arc::clone(&self.shown)
     }
 
     /// The connections, as the control side sees them.

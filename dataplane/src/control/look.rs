@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use penstock_api::proto;
 use penstock_api::query::{Question, Source};
+use penstock_api::{model, proto};
 use penstock_io::{PageSize, Ticks};
 use penstock_wire::parse::Fragment;
 use tonic::Status;
@@ -15,6 +15,7 @@ use crate::port::PortId;
 use crate::slowpath;
 use crate::stats::{Counts, PortStats};
 use crate::supervisor::{Device, Engine, Owner};
+use crate::tables::desired::Desired;
 use crate::tables::{self, Snapshot, Zone};
 
 /// Counters of every port queue, whichever worker has it.
@@ -78,6 +79,7 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
     if engine.region().pages() == PageSize::Small4K {
         warnings.push("packet memory lies in ordinary pages, which makes forwarding slower".to_owned());
     }
+    warnings.extend(unkept(engine.desired()));
     warnings.extend(engine.waiting().iter().map(|(owner, why)| format!("{owner} is not open: {why}")));
     for (index, worker) in engine.workers().iter().enumerate() {
         let health = worker.health();
@@ -96,6 +98,33 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
         Some(path) => format!("peer {} ({}): {} does not answer", peer.name, peer.address, path.next_hop),
     }));
     warnings
+}
+
+/// What objects ask for and this version does not do: told, so that nobody relies on it.
+fn unkept(desired: &Desired) -> Vec<String> {
+    let mut unkept = Vec::new();
+    for endpoint in desired.endpoints() {
+        let Some(limits) = endpoint.limits else { continue };
+        let rates = model::Limits { max_connections: None, ..limits };
+        if rates != model::Limits::default() {
+            unkept.push(format!("endpoint {}: of its limits, only max-connections is kept", endpoint.name));
+        }
+    }
+    for service in desired.services() {
+        if service.dsr {
+            unkept.push(format!(
+                "service {}: its remote backends answer through this node, not directly",
+                service.name
+            ));
+        }
+        if service.health_check_node_port.is_some() {
+            unkept.push(format!("service {}: nobody answers at its health check port", service.name));
+        }
+    }
+    let logs =
+        desired.policies().filter(|it| it.rules.iter().any(|rule| rule.action == model::RuleAction::Log));
+    unkept.extend(logs.map(|policy| format!("policy {}: what its log rules meet is not told", policy.name)));
+    unkept
 }
 
 pub(super) fn ports(engine: &Engine) -> Vec<proto::Port> {

@@ -188,13 +188,21 @@ impl<'a, W: Watch> Stages<'a, W> {
         opening: &Opening,
         pool: Option<&nat::Pool>,
     ) -> Result<crate::conntrack::ConnectionRef, Refused> {
-        let Tracker { table, settings, worker, share, .. } = self.tracker;
-        let limits = if opening.parties.owner == Owner::NOBODY { Limits::NONE } else { *share };
+        let Tracker { table, settings, worker, .. } = self.tracker;
+        let limits = self.limits();
         let now = self.tracker.seconds(self.scene.now);
         match pool {
             Some(pool) => nat::open(table, *worker, opening, pool, limits, settings, now),
             None => table.create(*worker, opening, limits, settings, now),
         }
+    }
+
+    /// What whoever opens the connection may have.
+    fn limits(&self) -> Limits {
+        let Zone::Endpoint { endpoint, .. } = self.zone else { return Limits::NONE };
+        let told = self.snapshot().endpoints[endpoint as usize].max_connections;
+        let share = self.tracker.share;
+        Limits { connections: told.unwrap_or(share.connections), ..share }
     }
 
     /// Whose share the connection counts against: that of the endpoint which opens it.

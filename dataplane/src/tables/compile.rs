@@ -252,6 +252,7 @@ impl<'a> Compiler<'a> {
                 addresses: endpoint.addresses.clone(),
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
+                max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
                 subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
             }));
         }

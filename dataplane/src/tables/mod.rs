@@ -266,6 +266,8 @@ pub struct Endpoint {
     pub mtu: u16,
     /// Whether what it sends may carry checksums left for a network card to finish.
     pub partial_checksums: bool,
+    /// Connections that it may have at one time, if it is told a number of its own.
+    pub max_connections: Option<u32>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
 }

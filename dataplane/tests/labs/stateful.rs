@@ -1,6 +1,6 @@
 //! Connections, policies, services and translation between real programs on real interfaces.
 
-use crate::lab::{Lab, number, v4, v6, wait_until};
+use crate::lab::{Lab, number, text, v4, v6, wait_until};
 use crate::traffic::{echo_script, fetch, no_ping, ping};
 
 /// Adds objects to node `i`'s, or replaces those of their names; answers when they are live.
@@ -62,6 +62,14 @@ fn policies_close_a_pod_but_for_what_they_allow() {
         !lab.pod(1, 1).run("ss -Htn state established 'sport = 7000'").is_empty()
     });
     session.assert_runs();
+    let listed = lab.node(1).run(&format!("{} --json connections --port 7000", lab.penstock(1)));
+    let rows: Vec<serde_json::Value> =
+        listed.lines().map(|line| serde_json::from_str(line).expect("a row of JSON")).collect();
+    assert_eq!(rows.len(), 1, "{listed}");
+    assert_eq!(
+        (text(&rows[0]["state"]), text(&rows[0]["destination_endpoint"])),
+        ("established".into(), "pod1".into())
+    );
 }
 
 #[test]
