@@ -197,15 +197,5 @@ fn a_pod_speaks_to_the_outside_under_the_nodes_address() {
     );
     let refused = lab.pod(1, 1).attempt(&format!("python3 -c '{ask}'"));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("ConnectionRefusedError"), "{refused:?}");
-    // The daemon goes and comes back: it knows the connection still.
-    for end in [Lab::stop, Lab::kill] {
-        end(&lab, 1);
-        session.assert_runs();
-        lab.start(1);
-        apply(&lab, 1, LEAVING);
-        let lines = || lab.node(2).run("ss -Htni state established 'sport = 7000'");
-        let before = lines();
-        wait_until("the session goes on", || lines() != before);
-        session.assert_runs();
-    }
+    session.assert_runs();
 }
