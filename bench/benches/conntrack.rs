@@ -14,7 +14,7 @@ use penstock_dataplane::conntrack::life::Marks;
 use penstock_dataplane::conntrack::nat::{self, Pool};
 use penstock_dataplane::conntrack::{
     ConnectionRef, Decision, Direction, HashSeed, Limits, Memory, NetworkId, Opening, Owner, Packet, Parties,
-    Plan, Seconds, Settings, State, Status, Table, Tuple, WorkerId,
+    Plan, Refused, Seconds, Settings, State, Status, Table, Tuple, WorkerId,
 };
 use penstock_io::Ticks;
 use penstock_wire::{proto, tcp};
@@ -61,23 +61,25 @@ fn cycles(count: u32, mut round: impl FnMut()) -> f64 {
     rounds[2] as f64 / f64::from(count)
 }
 
-fn create(table: &Table, number: u32, worker: WorkerId) -> ConnectionRef {
-    table.create(worker, &opening(number), Limits::NONE, &Settings::default(), NOW).expect("there is room")
+fn create(table: &Table, number: u32) -> ConnectionRef {
+    table.create(WORKER, &opening(number), Limits::NONE, &Settings::default(), NOW).expect("there is room")
 }
 
 fn measure(connections: u32) {
     let memory = Memory::private(connections).expect("there is memory");
     let (table, _) = over(memory, connections);
     let settings = Settings::default();
-    let order: Vec<u32> = shuffled(connections).into_iter().collect();
-    let tuples: Vec<Tuple> = order.iter().map(|&number| tuple(number)).collect();
+    let order = shuffled(connections);
+    // Another order than that of creation, in which entries lie side by side.
+    let other: Vec<usize> = order.iter().map(|&number| order[number as usize] as usize).collect();
+    let tuples: Vec<Tuple> = other.iter().map(|&number| tuple(number as u32)).collect();
     let strangers: Vec<Tuple> = order.iter().map(|&number| tuple(number + 100_000_000)).collect();
     let mut references = vec![ConnectionRef::NONE; connections as usize];
     let mut row = Vec::new();
 
     let mut fill = || {
         for (&number, reference) in order.iter().zip(&mut references) {
-            *reference = create(&table, number, WORKER);
+            *reference = create(&table, number);
         }
     };
     let mut created = Vec::new();
@@ -87,13 +89,14 @@ fn measure(connections: u32) {
         fill();
         created.push(Ticks::now().since(start) / u64::from(connections));
         let start = Ticks::now();
-        order.iter().for_each(|&number| {
-            let found = table.find(&tuple(number), NOW).expect("it was created");
+        tuples.iter().for_each(|tuple| {
+            let found = table.find(tuple, NOW).expect("it was created");
             table.remove(WORKER, found.connection);
         });
         removed.push(Ticks::now().since(start) / u64::from(connections));
     }
     fill();
+    let references: Vec<ConnectionRef> = other.iter().map(|&at| references[at]).collect();
     created.sort_unstable();
     removed.sort_unstable();
     row.push(("create", created[1] as f64));
@@ -198,28 +201,37 @@ fn translate() {
     }
 }
 
-/// Connections made and ended a second by two workers at once.
+/// Connections made and ended a second by one worker, and by two at once.
 fn churn() {
     const EACH: u32 = 1_000_000;
     let memory = Memory::private(1 << 18).expect("there is memory");
     let (table, _) = over(memory, 1 << 18);
+    let settings = Settings::default();
     for workers in [1u16, 2] {
+        let before = table.counts();
         let start = Instant::now();
         std::thread::scope(|scope| {
             for worker in 0..workers {
-                let table = &table;
+                let (table, settings) = (&table, &settings);
                 scope.spawn(move || {
                     for number in 0..EACH {
-                        let connection = create(table, u32::from(worker) * EACH + number, WorkerId(worker));
-                        table.remove(WorkerId(worker), connection);
+                        let opening = opening(u32::from(worker) * EACH + number);
+                        match table.create(WorkerId(worker), &opening, Limits::NONE, settings, NOW) {
+                            Ok(connection) => assert!(table.remove(WorkerId(worker), connection)),
+                            // The other thread was interrupted with a bucket locked.
+                            Err(Refused::Contended) => {}
+                            Err(other) => panic!("{other}"),
+                        }
                     }
                 });
             }
         });
         let spent = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        let counts = table.counts();
         println!(
-            "{workers} workers: {:.2} M connections made and ended a second",
-            f64::from(workers) * f64::from(EACH) / spent / 1e6
+            "{workers} workers: {:.2} M connections made and ended a second, {} contended",
+            (counts.created - before.created) as f64 / spent / 1e6,
+            counts.contended - before.contended
         );
     }
 }

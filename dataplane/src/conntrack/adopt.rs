@@ -12,6 +12,9 @@ use super::tuple::{Direction, HashSeed};
 use super::upkeep::binding_key;
 use super::words::{Memory, Ordering, Record};
 
+/// Entries between one that is judged and one whose buckets are brought near.
+const AHEAD: u32 = 16;
+
 /// What a table found in its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Adoption {
@@ -44,6 +47,7 @@ impl Table {
         let table = Table::bare(memory, seed, plan)?;
         let mut adoption = Adoption::default();
         for index in 0..table.capacity() {
+            table.touch_homes(index + AHEAD);
             let verdict = table.judge(index, now, &mut claim);
             match verdict {
                 Verdict::Kept => adoption.kept += 1,
@@ -59,6 +63,16 @@ impl Table {
         table.count_bindings_uses();
         table.deal_free_entries();
         Ok((table, adoption))
+    }
+
+    /// Brings the buckets of an entry that is soon to be judged near, if there is one.
+    fn touch_homes(&self, index: u32) {
+        if let Some(record) = self.records.get(index as usize)
+            && entry::lives(record[CONTROL].load(Ordering::Relaxed))
+        {
+            self.touch(&entry::load_tuple(record, ORIGINAL));
+            self.touch(&entry::load_tuple(record, REPLY));
+        }
     }
 
     fn judge(

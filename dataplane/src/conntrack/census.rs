@@ -75,7 +75,7 @@ pub(crate) struct Lane {
     /// The next entry that the sweep looks at.
     pub(crate) hand: AtomicU64,
     /// The next entry that is looked at when one must give way.
-    pub(crate) early_hand: AtomicU64,
+    early_hand: AtomicU64,
     counts: [AtomicU64; COUNTS],
     live: AtomicU64,
     half_open: AtomicU64,
@@ -124,21 +124,31 @@ impl Lanes {
 impl Lane {
     #[inline]
     pub(crate) fn note(&self, count: Count) {
-        self.counts[count as usize].fetch_add(1, Ordering::Relaxed);
+        add(&self.counts[count as usize], 1);
     }
 
+    #[inline]
     pub(crate) fn begun(&self, half_open: bool) {
-        self.live.fetch_add(1, Ordering::Relaxed);
-        self.half_open.fetch_add(u64::from(half_open), Ordering::Relaxed);
+        add(&self.live, 1);
+        add(&self.half_open, i64::from(half_open));
     }
 
+    #[inline]
     pub(crate) fn ended(&self, half_open: bool) {
-        self.live.fetch_sub(1, Ordering::Relaxed);
-        self.half_open.fetch_sub(u64::from(half_open), Ordering::Relaxed);
+        add(&self.live, -1);
+        add(&self.half_open, -i64::from(half_open));
     }
 
+    #[inline]
     pub(crate) fn opened(&self) {
-        self.half_open.fetch_sub(1, Ordering::Relaxed);
+        add(&self.half_open, -1);
+    }
+
+    /// The next turn of the walk that looks for a connection to give way.
+    #[inline]
+    pub(crate) fn early_turn(&self) -> u64 {
+        add(&self.early_hand, 1);
+        self.early_hand.load(Ordering::Relaxed)
     }
 
     /// Takes a free entry; `next` reads an entry's link.
@@ -167,6 +177,12 @@ impl Lane {
             }
         }
     }
+}
+
+/// Adds to a word that one thread alone writes: a worker's number is one thread's at a time.
+#[inline(always)]
+fn add(word: &AtomicU64, by: i64) {
+    word.store(word.load(Ordering::Relaxed).wrapping_add_signed(by), Ordering::Relaxed);
 }
 
 /// The next head of a free list: another first entry, another number.

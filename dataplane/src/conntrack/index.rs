@@ -21,7 +21,8 @@ const SLOTS: usize = 14;
 const PROBES: u32 = 8;
 /// Slots in use per hundred when the table is full. At 70, five tuples in a million found no place.
 const LOAD: usize = 65;
-/// Times that a bucket's lock is tried for: some ten microseconds, then the packet is given up, not the worker.
+/// Times that a bucket's lock is tried for: some tens of microseconds, then the packet is given up, not the worker. Only
+/// a holder that the kernel took off its core holds one for so long.
 #[cfg(not(penstock_loom))]
 const SPINS: u32 = 1000;
 #[cfg(penstock_loom)]

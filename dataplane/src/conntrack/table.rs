@@ -18,7 +18,8 @@ use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence};
 /// The version of an entry's words: raised with every change of their meaning.
 const LAYOUT_VERSION: u32 = 1;
 
-/// A worker's number, from zero.
+/// A worker's number, from zero: one thread's at a time, since its counters have one writer. A control thread that
+/// removes connections has a number of its own, so [`Plan::workers`] counts it too, and it takes part in the sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerId(pub u16);
 
@@ -50,7 +51,7 @@ pub struct Plan {
     pub capacity: u32,
     /// Owners that it counts for, nobody included; eight bytes each.
     pub owners: u32,
-    /// Workers that share its upkeep.
+    /// Threads that write to it and share its upkeep.
     pub workers: u16,
 }
 
@@ -355,11 +356,14 @@ impl Table {
         now: Seconds,
     ) -> Result<ConnectionRef, Refused> {
         let lane = self.lanes.lane(worker.0);
-        let index = self.take_free(worker, now).ok_or(Refused::Full)?;
         let reply = opening.forwarded.inverse();
+        let places = [self.place(&opening.original), self.place(&reply)];
+        // On their way while the entry is written.
+        places.iter().for_each(|place| self.index.touch(*place));
+        let index = self.take_free(worker, now).ok_or(Refused::Full)?;
         let deadline = now.after(settings.timeouts.of(opening.status));
         let control = self.inscribe(index, opening, &reply, deadline);
-        let published = self.publish(lane, index, control, &opening.original, &reply, now);
+        let published = self.publish(lane, index, control, places, [&opening.original, &reply], now);
         if published.is_err() {
             self.give_free(lane, index);
         }
@@ -389,16 +393,13 @@ impl Table {
         lane: &Lane,
         index: u32,
         control: u64,
-        original: &Tuple,
-        reply: &Tuple,
+        places: [Place; 2],
+        tuples: [&Tuple; 2],
         now: Seconds,
     ) -> Result<ConnectionRef, Refused> {
-        let places = [self.place(original), self.place(reply)];
         let _homes = self.lock_homes(places).ok_or(Refused::Contended)?;
-        for (ours, place, tuple) in
-            [(Direction::Original, places[0], original), (Direction::Reply, places[1], reply)]
-        {
-            while let Some((by, life)) = self.find_at(place, tuple) {
+        for (at, ours) in [Direction::Original, Direction::Reply].into_iter().enumerate() {
+            while let Some((by, life)) = self.find_at(places[at], tuples[at]) {
                 // A binding whose time is over may still be held: it is the sweep's to forget.
                 if !life.is_over(now) || life.status.state == State::Binding {
                     return Err(Refused::Taken { ours, by });
@@ -407,7 +408,7 @@ impl Table {
             }
         }
         // A host that speaks to itself from and to one port has the same tuple both ways, and one slot.
-        let one_way = original == reply;
+        let one_way = tuples[0] == tuples[1];
         if !self.index.insert(places[0], Direction::Original, index) {
             return Err(Refused::Full);
         }

@@ -183,7 +183,7 @@ impl Table {
                 break;
             }
             // Steps of the golden ratio: neighbours are often assured together, so the looks are spread evenly.
-            let turn = lane.early_hand.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let turn = lane.early_turn().wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let index = ((turn >> 32) * capacity) >> 32;
             let Some((connection, life)) = self.living_at(index as u32) else { continue };
             let parties = Parties::of(self.records[index as usize][PARTIES].load(Ordering::Relaxed));
