@@ -351,13 +351,15 @@ proptest! {
 
     #[test]
     fn the_program_answers_as_the_rules_read(rules in rules(), probes in probes()) {
+        let rules = Arc::new(rules);
         let program = compile(&rules, None).expect("rules without faults");
         agrees(&program, &rules, &probes)?;
     }
 
     #[test]
     fn rules_in_several_tables_answer_as_in_one(rules in rules(), probes in probes()) {
-        let budget = Budget { comfortable: 0, most: u64::MAX };
+        let budget = Budget { comfortable: 0, most: u64::MAX, part_always: true };
+        let rules = Arc::new(rules);
         let program = compile_within(&rules, None, budget).expect("rules without faults");
         agrees(&program, &rules, &probes)?;
     }
@@ -368,9 +370,10 @@ proptest! {
         changes in prop::collection::vec(change(), 1..4),
         probes in probes(),
     ) {
+        let rules = Arc::new(rules);
         let mut before = (compile(&rules, None).expect("rules without faults"), rules);
         for change in changes {
-            let rules = changed(&before.1, change);
+            let rules = Arc::new(changed(&before.1, change));
             // A policy named "new" may be there already.
             let Ok(program) = compile(&rules, Some(&before.0)) else { continue };
             agrees(&program, &rules, &probes)?;

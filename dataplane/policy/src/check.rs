@@ -7,44 +7,97 @@ use std::sync::Arc;
 use crate::fault::{CompileError, Fault};
 use crate::rules::{Identity, Peer, Policy, PortMatch, Rules, Subjects};
 
-/// Every fault of `rules`; policies that stayed as they were since `previous`, which had none, are not read again.
-pub(crate) fn check(rules: &Rules, previous: Option<&Rules>) -> Result<(), CompileError> {
-    let mut faults = Vec::new();
-    let nothing = Rules::default();
-    let before = previous.unwrap_or(&nothing);
-    let (identities, gone) = changed(&rules.identities, &before.identities);
-    let renamed =
-        gone.iter().any(|old| !rules.identities[identities.clone()].iter().any(|new| same_key(old, new)));
-    let tiers_stay = before.tiers.iter().all(|old| rules.tiers.iter().any(|new| new.name == old.name));
-    let (policies, _) = changed(&rules.policies, &before.policies);
-    // A name that went may be one that an old policy needs, so then all are read.
-    let policies = if renamed || !tiers_stay { 0..rules.policies.len() } else { policies };
+/// Which lists are sorted by network and name, so that no name can be there twice and names are quickly found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sorted {
+    identities: bool,
+    policies: bool,
+}
 
-    if previous.is_none() || rules.tiers != before.tiers {
+/// Every fault of `rules`; what stayed as it was since `previous`, which had none, is not read again if it can be helped.
+pub(crate) fn check(rules: &Rules, previous: Option<(&Rules, Sorted)>) -> Result<Sorted, CompileError> {
+    let mut faults = Vec::new();
+    let nothing = (&Rules::default(), Sorted { identities: true, policies: true });
+    let (before, sorted_before) = previous.unwrap_or(nothing);
+    let (identities, gone) = changed(&rules.identities, &before.identities);
+    let (policies, _) = changed(&rules.policies, &before.policies);
+    let sorted = Sorted {
+        identities: sorted_before.identities && ascends(&rules.identities, &identities),
+        policies: sorted_before.policies && ascends(&rules.policies, &policies),
+    };
+    if rules.tiers != before.tiers {
         twice("tier", rules.tiers.iter().map(|tier| ("", tier.name.as_str())), &mut faults);
     }
-    if !identities.is_empty() {
-        twice("identity", rules.identities.iter().map(|identity| key(identity)), &mut faults);
+    if !sorted.identities && !identities.is_empty() {
+        twice("identity", rules.identities.iter().map(|identity| identity.key()), &mut faults);
     }
-    if !policies.is_empty() {
-        let keys = rules.policies.iter().map(|policy| (policy.network.as_str(), policy.name.as_str()));
-        twice("policy", keys, &mut faults);
-        let known: HashSet<(&str, &str)> = rules.identities.iter().map(|identity| key(identity)).collect();
+    if !sorted.policies && !policies.is_empty() {
+        twice("policy", rules.policies.iter().map(|policy| policy.key()), &mut faults);
+    }
+    twice("endpoint", rules.endpoints.iter().map(|endpoint| ("", endpoint.name.as_str())), &mut faults);
+
+    // A name that went may be one that an old policy needs, so then all are read.
+    let renamed =
+        gone.iter().any(|old| !rules.identities[identities.clone()].iter().any(|new| old.key() == new.key()));
+    let tiers_stay = before.tiers.iter().all(|old| rules.tiers.iter().any(|new| new.name == old.name));
+    let unread = if renamed || !tiers_stay { 0..rules.policies.len() } else { policies };
+    if !unread.is_empty() {
+        let known = Known::new(&rules.identities, sorted.identities);
         let tiers: HashSet<&str> = rules.tiers.iter().map(|tier| tier.name.as_str()).collect();
-        for policy in &rules.policies[policies] {
+        for policy in &rules.policies[unread] {
             check_policy(policy, &known, &tiers, &mut faults);
         }
     }
-    twice("endpoint", rules.endpoints.iter().map(|endpoint| ("", endpoint.name.as_str())), &mut faults);
-    if faults.is_empty() { Ok(()) } else { Err(CompileError { faults }) }
+    if faults.is_empty() { Ok(sorted) } else { Err(CompileError { faults }) }
 }
 
-fn key(identity: &Identity) -> (&str, &str) {
-    (&identity.network, &identity.name)
+/// An object of a network.
+trait Keyed {
+    /// Its network and its name.
+    fn key(&self) -> (&str, &str);
 }
 
-fn same_key(a: &Identity, b: &Identity) -> bool {
-    key(a) == key(b)
+impl Keyed for Identity {
+    fn key(&self) -> (&str, &str) {
+        (&self.network, &self.name)
+    }
+}
+
+impl Keyed for Policy {
+    fn key(&self) -> (&str, &str) {
+        (&self.network, &self.name)
+    }
+}
+
+/// Whether keys ascend from the object before `fresh` to the one behind.
+fn ascends<T: Keyed>(objects: &[Arc<T>], fresh: &Range<usize>) -> bool {
+    let around = fresh.start.saturating_sub(1)..objects.len().min(fresh.end + 1);
+    objects[around].is_sorted_by(|a, b| a.key() < b.key())
+}
+
+/// The identities, to be found by network and name.
+enum Known<'a> {
+    Sorted(&'a [Arc<Identity>]),
+    Hashed(HashSet<(&'a str, &'a str)>),
+}
+
+impl<'a> Known<'a> {
+    fn new(identities: &'a [Arc<Identity>], sorted: bool) -> Known<'a> {
+        if sorted {
+            Known::Sorted(identities)
+        } else {
+            Known::Hashed(identities.iter().map(|identity| identity.key()).collect())
+        }
+    }
+
+    fn contains(&self, key: (&str, &str)) -> bool {
+        match self {
+            Known::Sorted(identities) => {
+                identities.binary_search_by(|identity| identity.key().cmp(&key)).is_ok()
+            }
+            Known::Hashed(keys) => keys.contains(&key),
+        }
+    }
 }
 
 /// Where `now` differs from `before`, and what stood there before; what is the same at both ends is left out.
@@ -65,12 +118,7 @@ fn twice<'a>(
     faults.extend(repeated.map(|(_, name)| Fault::Twice { kind, name: name.to_owned() }));
 }
 
-fn check_policy(
-    policy: &Policy,
-    known: &HashSet<(&str, &str)>,
-    tiers: &HashSet<&str>,
-    faults: &mut Vec<Fault>,
-) {
+fn check_policy(policy: &Policy, known: &Known<'_>, tiers: &HashSet<&str>, faults: &mut Vec<Fault>) {
     if !tiers.contains(policy.tier.as_str()) {
         faults.push(Fault::UnknownTier { policy: policy.name.clone(), tier: policy.tier.clone() });
     }
@@ -83,7 +131,7 @@ fn check_policy(
         Peer::Prefix { .. } | Peer::World => None,
     });
     let unknown =
-        subjects.iter().chain(peers).filter(|name| !known.contains(&(policy.network.as_str(), name)));
+        subjects.iter().chain(peers).filter(|name| !known.contains((policy.network.as_str(), name.as_str())));
     faults.extend(unknown.map(|identity| Fault::UnknownIdentity {
         policy: policy.name.clone(),
         network: policy.network.clone(),

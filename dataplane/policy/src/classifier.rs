@@ -297,7 +297,7 @@ fn fill(
             Delta::Other(all) => gather(outcomes, &blank, &all),
         };
         let at = store(&mut builder, outcomes, values, &row, Some(parent));
-        Filled { row, at }
+        Some(Filled { row, at })
     };
     matchers.walk(chosen, root, step, |set, filled| peers.push((set, filled.at)));
     peers.sort_unstable_by_key(|(set, _)| *set);

@@ -1,24 +1,27 @@
 //! From rules to programs; what did not change since the last compile is taken over from it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::check::{changed, check};
+use crate::check::{Sorted, changed, check};
 use crate::fault::CompileError;
 use crate::layers::Budget;
 use crate::peers::{Block, Peers};
-use crate::rules::{Endpoint, Identity, Peer, Rules, Subjects};
+use crate::rules::{Identity, Peer, Policy, Rules};
+use crate::selection::Selection;
 use crate::subject::{Stage, Subject, peers_of};
 
 /// Compiled rules; by default of none.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
-    rules: Rules,
+    rules: Arc<Rules>,
+    sorted: Sorted,
     /// By network.
     peers: BTreeMap<String, Arc<Peers>>,
     /// By endpoint.
     subjects: HashMap<String, Arc<Subject>>,
+    /// Which policies select which endpoints.
+    selection: Selection,
     /// The next revision.
     next: u64,
 }
@@ -26,7 +29,7 @@ pub struct Program {
 impl Program {
     /// The rules that it was compiled from.
     #[must_use]
-    pub fn rules(&self) -> &Rules {
+    pub fn rules(&self) -> &Arc<Rules> {
         &self.rules
     }
 
@@ -62,21 +65,29 @@ impl Program {
 ///
 /// Every fault of the rules, or the endpoints whose tables would not fit. Then nothing is compiled, and the caller goes
 /// on with the program that it has: closed where it was closed.
-pub fn compile(rules: &Rules, previous: Option<&Program>) -> Result<Program, CompileError> {
+pub fn compile(rules: &Arc<Rules>, previous: Option<&Program>) -> Result<Program, CompileError> {
     compile_within(rules, previous, Budget::default())
 }
 
 /// [`compile`] with tables of a given size.
 pub(crate) fn compile_within(
-    rules: &Rules,
+    rules: &Arc<Rules>,
     previous: Option<&Program>,
     budget: Budget,
 ) -> Result<Program, CompileError> {
-    check(rules, previous.map(|program| &program.rules))?;
+    let sorted = check(rules, previous.map(|program| (&*program.rules, program.sorted)))?;
     let before = Before::new(rules, previous);
-    let groups = groups(rules);
+    let selection = Selection::new(rules, previous.map(|program| (&*program.rules, &program.selection)));
+    let groups = groups(rules, &selection);
     let peers = cut(rules, &groups, previous);
-    let mut program = Program { rules: rules.clone(), peers, subjects: HashMap::new(), next: before.next };
+    let mut program = Program {
+        rules: rules.clone(),
+        sorted,
+        peers,
+        subjects: HashMap::new(),
+        selection,
+        next: before.next,
+    };
     let mut faults = Vec::new();
     for group in groups {
         let peers = &program.peers[group.network];
@@ -111,75 +122,29 @@ struct Group<'a> {
     endpoints: Vec<&'a str>,
 }
 
-fn groups(rules: &Rules) -> Vec<Group<'_>> {
-    let mut by_policies: BTreeMap<(&str, Vec<usize>), Vec<&str>> = BTreeMap::new();
-    for (endpoint, selected) in rules.endpoints.iter().zip(selected(rules)) {
-        by_policies.entry((endpoint.network.as_str(), selected)).or_default().push(&endpoint.name);
-    }
-    let group = |((network, selected), endpoints): ((_, Vec<usize>), _)| {
-        let stages = rules.in_order(selected.iter().map(|policy| &rules.policies[*policy]));
-        let stages = stages.into_iter().map(|(tier, policies)| Stage {
-            tier: tier.name.clone(),
-            default: tier.default,
-            policies: policies.into_iter().cloned().collect(),
-        });
-        Group { network, stages: stages.collect(), endpoints }
-    };
-    by_policies.into_iter().map(group).collect()
-}
-
-/// By endpoint: the places of the policies that select it.
-fn selected(rules: &Rules) -> Vec<Vec<usize>> {
-    let members = members(rules);
-    let mut selected: Vec<Vec<usize>> = vec![Vec::new(); rules.endpoints.len()];
-    for (place, policy) in rules.policies.iter().enumerate() {
-        match &policy.subjects {
-            Subjects::All => {
-                let all = rules.endpoints.iter().zip(&mut selected);
-                all.filter(|(endpoint, _)| endpoint.network == policy.network)
-                    .for_each(|(_, policies)| policies.push(place));
-            }
-            Subjects::Identities(names) => {
-                let members =
-                    names.iter().filter_map(|name| members.get(&(policy.network.as_str(), name.as_str())));
-                for &endpoint in members.flatten() {
-                    if selected[endpoint].last() != Some(&place) {
-                        selected[endpoint].push(place);
-                    }
-                }
-            }
+/// The endpoints by what selects them, in the order in which they are given.
+fn groups<'a>(rules: &'a Rules, selection: &Selection) -> Vec<Group<'a>> {
+    let mut places: HashMap<(&str, Vec<*const Policy>), usize> = HashMap::new();
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for (endpoint, policies) in rules.endpoints.iter().zip(&selection.policies) {
+        let mut key: Vec<*const Policy> = policies.iter().map(Arc::as_ptr).collect();
+        key.sort_unstable();
+        let place = *places.entry((endpoint.network.as_str(), key)).or_insert(groups.len());
+        if place == groups.len() {
+            let stages = rules.in_order(policies).into_iter().map(|(tier, policies)| Stage {
+                tier: tier.name.clone(),
+                default: tier.default,
+                policies: policies.into_iter().cloned().collect(),
+            });
+            groups.push(Group {
+                network: &endpoint.network,
+                stages: stages.collect(),
+                endpoints: Vec::new(),
+            });
         }
+        groups[place].endpoints.push(&endpoint.name);
     }
-    selected
-}
-
-/// By identity: the places of the endpoints that have an address in it. Identities of nobody here are left out.
-fn members(rules: &Rules) -> HashMap<(&str, &str), BTreeSet<usize>> {
-    let mut by_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-    for (place, endpoint) in rules.endpoints.iter().enumerate() {
-        for address in &endpoint.addresses {
-            by_address.entry(*address).or_default().push(place);
-        }
-    }
-    let has_one_in =
-        |endpoint: &Endpoint, prefix: &ipnet::IpNet| endpoint.addresses.iter().any(|a| prefix.contains(a));
-    let mut members: HashMap<(&str, &str), BTreeSet<usize>> = HashMap::new();
-    for identity in &rules.identities {
-        for prefix in &identity.prefixes {
-            let found: Vec<usize> = if prefix.prefix_len() == prefix.max_prefix_len() {
-                by_address.get(&prefix.addr()).cloned().unwrap_or_default()
-            } else {
-                (0..rules.endpoints.len())
-                    .filter(|place| has_one_in(&rules.endpoints[*place], prefix))
-                    .collect()
-            };
-            let here = found.into_iter().filter(|place| rules.endpoints[*place].network == identity.network);
-            for place in here {
-                members.entry((identity.network.as_str(), identity.name.as_str())).or_default().insert(place);
-            }
-        }
-    }
-    members
+    groups
 }
 
 /// Cuts the space of each network along its identities and the blocks of the policies in use.
@@ -255,5 +220,82 @@ impl<'a> Before<'a> {
                 && stages.len() == group.stages.len()
                 && stages.iter().zip(&group.stages).all(|(a, b)| a.decides_as(b))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::fault::Fault;
+    use crate::rules::{
+        Action, Direction, Directions, Endpoint, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
+    };
+
+    /// 200 rules for any peer, each with a port of its own, and 200 for one address each and any port.
+    fn crossing() -> Arc<Rules> {
+        let rule = |number: u16| {
+            let address = IpAddr::from([10, 0, 0, number as u8]);
+            let wide = number.is_multiple_of(2);
+            Rule {
+                name: String::new(),
+                direction: Direction::Ingress,
+                action: Action::Allow,
+                peers: if wide {
+                    Vec::new()
+                } else {
+                    vec![Peer::Prefix { prefix: address.into(), except: Vec::new() }]
+                },
+                ports: if wide {
+                    vec![PortMatch { ports: Some(number..=number), ..PortMatch::all(Protocol::Tcp) }]
+                } else {
+                    Vec::new()
+                },
+            }
+        };
+        let policy = Policy {
+            name: "crossing".into(),
+            network: "default".into(),
+            tier: "network".into(),
+            order: 0,
+            subjects: Subjects::All,
+            directions: Directions { ingress: true, egress: false },
+            rules: (0..200).map(rule).collect(),
+            staged: false,
+        };
+        Arc::new(Rules {
+            identities: Vec::new(),
+            tiers: vec![Tier { name: "network".into(), order: 0, default: TierDefault::Deny }],
+            policies: vec![Arc::new(policy)],
+            endpoints: vec![Endpoint {
+                name: "pod".into(),
+                network: "default".into(),
+                addresses: vec![[10, 0, 1, 1].into()],
+            }],
+        })
+    }
+
+    #[test]
+    fn wide_rules_that_cross_narrow_ones_have_a_table_of_their_own() {
+        let tables = |comfortable| {
+            let budget = Budget { comfortable, ..Budget::default() };
+            let program = compile_within(&crossing(), None, budget).unwrap();
+            (program.endpoint("pod").unwrap().tables(Direction::Ingress), program.bytes())
+        };
+        let (one, together) = tables(u64::MAX);
+        let (two, apart) = tables(1_000);
+        assert_eq!((one, two), (1, 2));
+        assert!(apart < together, "{apart} bytes apart, {together} together");
+    }
+
+    #[test]
+    fn rules_whose_tables_would_not_fit_are_refused_by_name() {
+        let budget = Budget { comfortable: 10, most: 100, ..Budget::default() };
+        let faults = compile_within(&crossing(), None, budget).unwrap_err().faults;
+        assert!(
+            matches!(&faults[..], [Fault::TooComplex { endpoint, limit: 100, .. }] if endpoint == "pod"),
+            "{faults:?}"
+        );
     }
 }

@@ -1,10 +1,13 @@
 //! A fast hasher for the maps of a compile, whose keys are numbers that the compile itself has handed out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 /// A map keyed by our own numbers.
 pub(crate) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+
+/// A set of our own numbers.
+pub(crate) type NumberSet<K> = HashSet<K, BuildHasherDefault<Mixer>>;
 
 /// Odd, its bits without pattern: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

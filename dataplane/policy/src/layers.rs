@@ -17,12 +17,14 @@ pub(crate) struct Budget {
     pub(crate) comfortable: u64,
     /// Above, nothing is compiled.
     pub(crate) most: u64,
+    /// Whether to make as many tables as there may be, whatever they cost: for tests.
+    pub(crate) part_always: bool,
 }
 
 impl Default for Budget {
     /// Tables of 100 MB and of 400 MB at the worst; mostly far less, since equal lines are stored once.
     fn default() -> Budget {
-        Budget { comfortable: 6_000_000, most: 24_000_000 }
+        Budget { comfortable: 6_000_000, most: 24_000_000, part_always: false }
     }
 }
 
@@ -35,7 +37,8 @@ pub(crate) fn plan(
     columns: u64,
     budget: Budget,
 ) -> Result<Vec<Chosen>, u64> {
-    let cost = |chosen: &Chosen| cost(matchers, chosen, weights, columns);
+    let enough = budget.most.saturating_mul(4);
+    let cost = |chosen: &Chosen| cost(matchers, chosen, weights, columns, enough);
     let everything = matchers.all();
     let whole = cost(&everything);
     if whole <= budget.comfortable {
@@ -51,7 +54,7 @@ pub(crate) fn plan(
             .filter(|(wide, narrow)| wide.contains(&true) && narrow.contains(&true))
             .map(|(wide, narrow)| ((cost(&wide), wide), (cost(&narrow), narrow)))
             .min_by_key(|(wide, narrow)| wide.0 + narrow.0)
-            .filter(|(wide, narrow)| wide.0 + narrow.0 < price);
+            .filter(|(wide, narrow)| budget.part_always || wide.0 + narrow.0 < price);
         match split {
             Some((wide, narrow)) => layers.extend([wide, narrow]),
             None => {
@@ -70,8 +73,9 @@ fn parted(chosen: &Chosen, breadths: &[u64], least: u64) -> (Chosen, Chosen) {
     (wide, narrow)
 }
 
-/// Pieces of a table, about: as if no rule ever hid another.
-fn cost(matchers: &Matchers<'_>, chosen: &Chosen, weights: &[u64], columns: u64) -> u64 {
+/// Pieces of a table, about: as if no rule ever hid another. Counts no further than `enough`, since rules that make as
+/// many pieces as that could keep it busy for minutes.
+fn cost(matchers: &Matchers<'_>, chosen: &Chosen, weights: &[u64], columns: u64, enough: u64) -> u64 {
     let sum = |of: &[usize]| of.iter().map(|matcher| weights[*matcher]).sum::<u64>();
     let root = columns + sum(&matchers.outside(chosen));
     let mut total = root;
@@ -81,7 +85,7 @@ fn cost(matchers: &Matchers<'_>, chosen: &Chosen, weights: &[u64], columns: u64)
             Delta::Other(all) => columns + sum(&all),
         };
         total = total.saturating_add(pieces);
-        pieces
+        (total < enough).then_some(pieces)
     };
     matchers.walk(chosen, root, step, |_, _| {});
     total

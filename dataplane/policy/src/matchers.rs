@@ -108,12 +108,12 @@ impl<'a> Matchers<'a> {
     /// Walks the sets in which some chosen matcher makes a difference, each after the one that it grew from.
     ///
     /// `root` is the state of the empty set; `step` makes the state of a set that differs from the state of the one that
-    /// it grew from; `visit` sees each set with its state.
+    /// it grew from, or ends the walk; `visit` sees each set with its state.
     pub(crate) fn walk<S: Clone>(
         &self,
         chosen: &Chosen,
         root: S,
-        mut step: impl FnMut(&S, Delta) -> S,
+        mut step: impl FnMut(&S, Delta) -> Option<S>,
         mut visit: impl FnMut(u32, &S),
     ) {
         let tree = self.peers.tree();
@@ -126,7 +126,7 @@ impl<'a> Matchers<'a> {
                 let set = tree.order[place as usize];
                 let Some((_, parent)) = around.last() else { return };
                 if let Some(delta) = self.delta(chosen, set) {
-                    let state = step(parent, delta);
+                    let Some(state) = step(parent, delta) else { return };
                     visit(set, &state);
                     around.push((tree.end[place as usize], state));
                 } else {

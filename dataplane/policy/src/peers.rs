@@ -20,6 +20,9 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::check::changed;
+use crate::hash::NumberSet;
+use crate::pieces::{Edge, EdgeKind, Pieces};
 use crate::rules::Identity;
 
 /// Which identities and blocks an address is in, as a dense number within a network.
@@ -81,7 +84,7 @@ pub(crate) struct PeerSet {
 
 /// The numbers of atoms and sets. They only grow; too many stale ones, and the network is numbered anew.
 #[derive(Clone, Debug)]
-struct Numbering {
+pub(crate) struct Numbering {
     atoms: Vec<Arc<Atom>>,
     atom_ids: HashMap<Arc<Atom>, u32>,
     sets: Vec<Arc<PeerSet>>,
@@ -123,64 +126,66 @@ impl Peers {
         blocks: Vec<Block>,
         previous: Option<&Arc<Peers>>,
     ) -> Arc<Peers> {
+        let nothing = Peers::default();
+        let old = previous.map_or(&nothing, |previous| &**previous);
         if let Some(previous) = previous
-            && previous.identities == identities
-            && previous.blocks == blocks
+            && old.identities == identities
+            && old.blocks == blocks
         {
             return previous.clone();
         }
-        let (numbering, generation) =
-            previous.map_or_else(Default::default, |old| (old.numbering.clone(), old.generation));
-        let mut peers = Peers { identities, blocks, numbering, generation, ..Peers::default() };
-        let pieces = peers.cut_both();
+        let mut peers = old.recut(identities, blocks);
         let atoms = peers.identities.len() + peers.blocks.len();
         let numbers = &peers.numbering;
-        if numbers.sets.len() > 2 * pieces + STALE || numbers.atoms.len() > 2 * atoms + STALE {
-            (peers.numbering, peers.generation) = (Arc::default(), generation + 1);
-            peers.cut_both();
+        if numbers.sets.len() > 2 * peers.pieces() + STALE || numbers.atoms.len() > 2 * atoms + STALE {
+            let generation = peers.generation + 1;
+            peers = Peers { generation, ..nothing.recut(peers.identities, peers.blocks) };
         }
-        peers.tree = match previous {
-            Some(old) if Arc::ptr_eq(&old.numbering, &peers.numbering) => old.tree.clone(),
-            _ => Arc::new(SetTree::grow(&peers.numbering.sets)),
-        };
+        let same_numbers = Arc::ptr_eq(&old.numbering, &peers.numbering);
+        peers.tree =
+            if same_numbers { old.tree.clone() } else { Arc::new(SetTree::grow(&peers.numbering.sets)) };
         Arc::new(peers)
     }
 
-    /// Cuts both families; the answer is how many pieces there are, so no fewer than sets in use.
-    fn cut_both(&mut self) -> usize {
-        let edges = self.edges();
-        let (mut v4, mut v6): (Vec<Edge>, Vec<Edge>) = edges.into_iter().partition(|edge| edge.v4);
-        self.v4 = Pieces::cut(&mut v4, &mut self.numbering);
-        self.v6 = Pieces::cut(&mut v6, &mut self.numbering);
-        self.v4.0.len() + self.v6.0.len()
+    /// The peers of other identities and blocks, in the numbers of these; without a tree.
+    fn recut(&self, identities: Vec<Arc<Identity>>, blocks: Vec<Block>) -> Peers {
+        let mut numbering = self.numbering.clone();
+        let (fresh, gone) = changed(&identities, &self.identities);
+        let gone_blocks = self.blocks.iter().filter(|block| blocks.binary_search(block).is_err());
+        let gone: NumberSet<u32> = gone
+            .iter()
+            .map(|identity| Atom::Identity(identity.name.clone()))
+            .chain(gone_blocks.cloned().map(Atom::Block))
+            .filter_map(|atom| numbering.atom_ids.get(&atom).copied())
+            .collect();
+        let mut added = Vec::new();
+        for identity in &identities[fresh] {
+            let atom = atom_id(&mut numbering, Atom::Identity(identity.name.clone()));
+            added.extend(identity.prefixes.iter().map(|prefix| Edge::new(*prefix, atom, EdgeKind::Identity)));
+        }
+        for block in blocks.iter().filter(|block| self.blocks.binary_search(block).is_err()) {
+            let atom = atom_id(&mut numbering, Atom::Block(block.clone()));
+            added.push(Edge::new(block.prefix, atom, EdgeKind::Block));
+            added.extend(block.except.iter().map(|hole| Edge::new(*hole, atom, EdgeKind::Hole)));
+        }
+        let v4 = self.v4.recut(&gone, added.iter().filter(|edge| edge.v4), &mut numbering);
+        let v6 = self.v6.recut(&gone, added.iter().filter(|edge| !edge.v4), &mut numbering);
+        Peers { identities, blocks, numbering, generation: self.generation, v4, v6, tree: Arc::default() }
     }
 
-    /// Where atoms begin and where they have holes.
-    fn edges(&mut self) -> Vec<Edge> {
-        let mut edges =
-            Vec::with_capacity(self.identities.iter().map(|identity| identity.prefixes.len()).sum());
-        let numbering = &mut self.numbering;
-        for identity in &self.identities {
-            let atom = atom_id(numbering, Atom::Identity(identity.name.clone()));
-            edges.extend(identity.prefixes.iter().map(|prefix| Edge::new(*prefix, atom, EdgeKind::Identity)));
-        }
-        for block in &self.blocks {
-            let atom = atom_id(numbering, Atom::Block(block.clone()));
-            edges.push(Edge::new(block.prefix, atom, EdgeKind::Block));
-            edges.extend(block.except.iter().map(|hole| Edge::new(*hole, atom, EdgeKind::Hole)));
-        }
-        edges
+    fn pieces(&self) -> usize {
+        self.v4.pieces.len() + self.v6.pieces.len()
     }
 
     /// Every prefix of both families with its peer. An address that none matches is [`PeerId::OUTSIDE`].
     pub fn prefixes(&self) -> impl Iterator<Item = (IpNet, PeerId)> + '_ {
-        let v4 = self.v4.0.iter().map(|piece| {
+        let v4 = self.v4.pieces.iter().map(|piece| {
             let address = std::net::Ipv4Addr::from((piece.bits >> 96) as u32);
             (Ipv4Net::new_assert(address, piece.len).into(), PeerId(piece.set))
         });
         let v6 = self
             .v6
-            .0
+            .pieces
             .iter()
             .map(|piece| (Ipv6Net::new_assert(piece.bits.into(), piece.len).into(), PeerId(piece.set)));
         v4.chain(v6)
@@ -255,6 +260,29 @@ impl Peers {
     }
 }
 
+impl Numbering {
+    /// Whether any atom of `set` is an identity.
+    pub(crate) fn knows(&self, set: u32) -> bool {
+        self.sets[set as usize].known
+    }
+
+    /// Whether `atom` is in `set`.
+    pub(crate) fn holds(&self, set: u32, atom: u32) -> bool {
+        let mut at = set;
+        while at != PeerId::OUTSIDE.0 {
+            let here = &self.sets[at as usize];
+            if here.added.contains(&atom) {
+                return true;
+            }
+            if here.removed.contains(&atom) {
+                return false;
+            }
+            at = here.parent;
+        }
+        false
+    }
+}
+
 fn atom_id(numbering: &mut Arc<Numbering>, atom: Atom) -> u32 {
     if let Some(id) = numbering.atom_ids.get(&atom) {
         return *id;
@@ -267,7 +295,7 @@ fn atom_id(numbering: &mut Arc<Numbering>, atom: Atom) -> u32 {
     id
 }
 
-fn set_id(numbering: &mut Arc<Numbering>, set: PeerSet) -> u32 {
+pub(crate) fn set_id(numbering: &mut Arc<Numbering>, set: PeerSet) -> u32 {
     if let Some(id) = numbering.set_ids.get(&set) {
         return *id;
     }
@@ -277,128 +305,6 @@ fn set_id(numbering: &mut Arc<Numbering>, set: PeerSet) -> u32 {
     numbering.sets.push(set.clone());
     numbering.set_ids.insert(set, id);
     id
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum EdgeKind {
-    Identity,
-    Block,
-    Hole,
-}
-
-/// A prefix at which something begins or ends.
-#[derive(Clone, Copy, Debug)]
-struct Edge {
-    /// The address, its first bit the highest.
-    bits: u128,
-    len: u8,
-    v4: bool,
-    kind: EdgeKind,
-    atom: u32,
-}
-
-impl Edge {
-    fn new(prefix: IpNet, atom: u32, kind: EdgeKind) -> Edge {
-        let (bits, v4) = match prefix.network() {
-            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, true),
-            IpAddr::V6(v6) => (v6.to_bits(), false),
-        };
-        Edge { bits, len: prefix.prefix_len(), v4, kind, atom }
-    }
-}
-
-/// A prefix and its set.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
-    bits: u128,
-    len: u8,
-    set: u32,
-    /// The place of the piece around this one.
-    around: Option<u32>,
-}
-
-impl Piece {
-    fn contains(&self, bits: u128) -> bool {
-        self.len == 0 || (self.bits ^ bits) >> (128 - u32::from(self.len)) == 0
-    }
-}
-
-/// The pieces of one family, sorted by address, outer ones first.
-#[derive(Clone, Debug, Default)]
-struct Pieces(Vec<Piece>);
-
-impl Pieces {
-    fn cut(edges: &mut [Edge], numbering: &mut Arc<Numbering>) -> Pieces {
-        edges.sort_unstable_by_key(|edge| (edge.bits, edge.len, edge.atom));
-        let mut pieces: Vec<Piece> = Vec::with_capacity(edges.len());
-        let mut around: Vec<u32> = Vec::new();
-        for here in edges.chunk_by(|a, b| (a.bits, a.len) == (b.bits, b.len)) {
-            let (bits, len) = (here[0].bits, here[0].len);
-            while around.last().is_some_and(|&last| !pieces[last as usize].contains(bits)) {
-                around.pop();
-            }
-            let parent = around.last().map_or(PeerId::OUTSIDE.0, |&last| pieces[last as usize].set);
-            let set = step_in(numbering, parent, here);
-            if set != parent {
-                pieces.push(Piece { bits, len, set, around: around.last().copied() });
-                around.push(pieces.len() as u32 - 1);
-            }
-        }
-        Pieces(pieces)
-    }
-
-    fn look_up(&self, bits: u128) -> PeerId {
-        let behind = self.0.partition_point(|piece| piece.bits <= bits);
-        let mut at = behind.checked_sub(1).map(|last| last as u32);
-        while let Some(place) = at {
-            let piece = &self.0[place as usize];
-            if piece.contains(bits) {
-                return PeerId(piece.set);
-            }
-            at = piece.around;
-        }
-        PeerId::OUTSIDE
-    }
-}
-
-/// The set within a piece whose edges are `here`, inside a piece of set `parent`.
-fn step_in(numbering: &mut Arc<Numbering>, parent: u32, here: &[Edge]) -> u32 {
-    let mut set = PeerSet { parent, known: numbering.sets[parent as usize].known, ..PeerSet::default() };
-    for edge in here {
-        match edge.kind {
-            // An identity may list a prefix within another of its own, or the same one again.
-            EdgeKind::Identity => {
-                if !set.added.contains(&edge.atom) && !holds(numbering, parent, edge.atom) {
-                    set.added.push(edge.atom);
-                    set.known = true;
-                }
-            }
-            EdgeKind::Block => set.added.push(edge.atom),
-            // A hole within a hole is none.
-            EdgeKind::Hole => {
-                if holds(numbering, parent, edge.atom) {
-                    set.removed.push(edge.atom);
-                }
-            }
-        }
-    }
-    if set.added.is_empty() && set.removed.is_empty() { parent } else { set_id(numbering, set) }
-}
-
-/// Whether `atom` is in `set`.
-fn holds(numbering: &Numbering, set: u32, atom: u32) -> bool {
-    let mut at = set;
-    while at != PeerId::OUTSIDE.0 {
-        let here = &numbering.sets[at as usize];
-        if here.added.contains(&atom) {
-            return true;
-        }
-        if here.removed.contains(&atom) {
-            return false;
-        }
-        at = here.parent;
-    }
-    false
 }
 
 /// The sets in an order in which each comes right before all that grew from it.

@@ -56,13 +56,13 @@ fn policy(tier: &str, name: &str, rules: Vec<Rule>) -> Policy {
 }
 
 /// A node with pods `web` and `db`, another node's `api`, and the tiers of a Kubernetes cluster.
-fn node(policies: Vec<Policy>) -> Rules {
+fn node(policies: Vec<Policy>) -> Arc<Rules> {
     let pod = |name: &str, address: &str| Endpoint {
         name: name.into(),
         network: "default".into(),
         addresses: vec![address.parse().unwrap()],
     };
-    Rules {
+    Arc::new(Rules {
         identities: vec![
             identity("web", &["10.0.0.1/32", "fd00::1/128"]),
             identity("db", &["10.0.0.2/32"]),
@@ -75,16 +75,16 @@ fn node(policies: Vec<Policy>) -> Rules {
         ],
         policies: policies.into_iter().map(Arc::new).collect(),
         endpoints: vec![pod("web-0", "10.0.0.1"), pod("db-0", "10.0.0.2")],
-    }
+    })
 }
 
 /// The answer for a packet to `web-0`, on which classifier and walk must agree.
-fn ask(rules: &Rules, remote: &str, protocol: u8, key: impl Into<Option<u16>>) -> Answer {
+fn ask(rules: &Arc<Rules>, remote: &str, protocol: u8, key: impl Into<Option<u16>>) -> Answer {
     answer(rules, "web-0", Direction::Ingress, remote, protocol, key.into())
 }
 
 fn answer(
-    rules: &Rules,
+    rules: &Arc<Rules>,
     pod: &str,
     direction: Direction,
     remote: &str,
@@ -101,7 +101,7 @@ fn answer(
     found
 }
 
-fn allowed(rules: &Rules, remote: &str, protocol: u8, key: impl Into<Option<u16>>) -> bool {
+fn allowed(rules: &Arc<Rules>, remote: &str, protocol: u8, key: impl Into<Option<u16>>) -> bool {
     ask(rules, remote, protocol, key).allow
 }
 
@@ -315,13 +315,15 @@ fn a_change_touches_the_endpoints_that_it_concerns_and_no_others() {
     assert_ne!(revision(&before, "web-0"), revision(&before, "db-0"));
 
     let mut api_grew = before_rules.clone();
-    Arc::make_mut(&mut api_grew.identities[2]).prefixes.push("10.0.1.3/32".parse().unwrap());
+    Arc::make_mut(&mut Arc::make_mut(&mut api_grew).identities[2])
+        .prefixes
+        .push("10.0.1.3/32".parse().unwrap());
     let after = compile(&api_grew, Some(&before)).unwrap();
     assert_ne!(revision(&after, "web-0"), revision(&before, "web-0"));
     assert!(Arc::ptr_eq(after.endpoint("db-0").unwrap(), before.endpoint("db-0").unwrap()));
 
     let mut nothing_new = before_rules.clone();
-    nothing_new.policies[0] = Arc::new((*before_rules.policies[0]).clone());
+    Arc::make_mut(&mut nothing_new).policies[0] = Arc::new((*before_rules.policies[0]).clone());
     let same = compile(&nothing_new, Some(&before)).unwrap();
     assert_eq!(revision(&same, "web-0"), revision(&before, "web-0"));
     assert!(Arc::ptr_eq(same.peers("default").unwrap(), before.peers("default").unwrap()));
@@ -331,7 +333,7 @@ fn a_change_touches_the_endpoints_that_it_concerns_and_no_others() {
 fn endpoints_of_the_same_policies_share_a_program() {
     let mut rules =
         node(vec![Policy { subjects: Subjects::All, ..policy("network", "isolate", Vec::new()) }]);
-    rules.endpoints.push(Endpoint {
+    Arc::make_mut(&mut rules).endpoints.push(Endpoint {
         name: "web-1".into(),
         network: "default".into(),
         addresses: vec!["10.0.0.9".parse().unwrap()],
@@ -376,7 +378,7 @@ fn an_identity_that_goes_while_a_policy_names_it_is_a_fault() {
     let rules = node(vec![policy("network", "a", vec![rule(Action::Deny, vec![of("api")], Vec::new())])]);
     let before = compile(&rules, None).unwrap();
     let mut without = rules;
-    without.identities.pop();
+    Arc::make_mut(&mut without).identities.pop();
     let faults = compile(&without, Some(&before)).unwrap_err().faults;
     assert!(matches!(&faults[..], [Fault::UnknownIdentity { identity, .. }] if identity == "api"));
 }
