@@ -9,7 +9,6 @@ pub struct Contender<'a> {
     /// The name in the report.
     pub name: &'static str,
     /// Forwards for a while and tells how many packets a second it was.
-    #[expect(clippy::type_complexity, reason = "it is named by the field")]
     pub run: Box<dyn FnMut(Duration) -> Result<f64, PeerError> + 'a>,
 }
 

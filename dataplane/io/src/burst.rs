@@ -235,10 +235,9 @@ mod tests {
         let mut burst = Burst::new();
         burst.extend((0..4).map(|_| pool.alloc().unwrap()));
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for frame in burst.drain() {
-                pool.free(frame);
-                panic!("a worker fell over");
-            }
+            let mut frames = burst.drain();
+            frames.next().into_iter().for_each(|frame| pool.free(frame));
+            panic!("a worker fell over");
         }));
         assert!(caught.is_err());
         assert_eq!((burst.len(), pool.region().strays()), (0, 3));
