@@ -55,17 +55,23 @@ impl Outputs {
     }
 
     /// Queues a frame; one that finds no room is dropped and counted.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn send(&mut self, device: DeviceId, frame: Frame, pool: &mut FramePool, tally: &mut Tally) {
+        if let Err((cause, frame)) = self.queue(device, frame) {
+            tally.drop(cause, frame, pool);
+        }
+    }
+
+    /// Queues a frame, or gives it back and says why not.
+    #[inline(always)]
+    pub(crate) fn queue(&mut self, device: DeviceId, frame: Frame) -> Result<(), (Cause, Frame)> {
         let Some(output) = self.devices.get_mut(usize::from(device.0)) else {
-            return tally.drop(Cause::PortGone, frame, pool);
+            return Err((Cause::PortGone, frame));
         };
         if output.burst.is_empty() {
             self.pending.push(device.0);
         }
-        if let Err(frame) = output.burst.push(frame) {
-            tally.drop(Cause::TxRingFull, frame, pool);
-        }
+        output.burst.push(frame).map_err(|frame| (Cause::TxRingFull, frame))
     }
 
     /// Hands everything over.

@@ -10,8 +10,10 @@
 //! Each stage runs over the whole burst, so that its memory accesses overlap; the last one takes frames in the order in
 //! which they came, known or not, so that no packet overtakes another of its flow.
 
+use std::iter::Enumerate;
 use std::sync::Arc;
 
+use penstock_io::burst::Drain;
 use penstock_io::{BURST, Burst, Frame, FramePool, Ticks, TicksPerSecond};
 use penstock_wire::parse::{Net, Parsed, V4Flow, V6Flow, parse, parse_any, plain};
 use penstock_wire::{MacAddr, ethernet, ipv4, ipv6};
@@ -175,7 +177,7 @@ impl Pipeline {
                         }
                 }
             }
-            Device::Uplink { mac, native, .. } => self.classify_uplink(at, mac, native, frames),
+            Device::Uplink { mac, native, .. } => self.arrivals(at, mac, native, frames),
             Device::Unused => {
                 self.lanes.what.fill(What::Drop);
                 self.lanes.reason.fill(Cause::UnknownPort.into());
@@ -185,13 +187,7 @@ impl Pipeline {
 
     /// First stage, for frames from an uplink.
     #[inline(never)]
-    fn classify_uplink(
-        &mut self,
-        at: Moment<'_>,
-        mac: MacAddr,
-        native: Option<ZoneId>,
-        frames: &mut [Frame],
-    ) {
+    fn arrivals(&mut self, at: Moment<'_>, mac: MacAddr, native: Option<ZoneId>, frames: &mut [Frame]) {
         for (lane, frame) in frames.iter_mut().enumerate().take(BURST) {
             self.lanes.what[lane] = self.arrive(at, lane, mac, native, frame);
         }
@@ -224,26 +220,17 @@ impl Pipeline {
     }
 
     /// Third stage: the known flows' actions, and the slow path for the rest, in the order of arrival.
-    #[inline(never)]
     fn act(&mut self, at: Moment<'_>, device: DeviceId, burst: &mut Burst) {
-        let coarse = Coarse::of(at.now);
-        let mut hits = 0;
-        for (lane, frame) in burst.drain().enumerate().take(BURST) {
-            let lanes = &*self.lanes;
-            let (candidate, len) = (lanes.candidate[lane], usize::from(lanes.len[lane]));
-            let hit = match lanes.what[lane] {
-                What::V4 => self.cache4.hit(&lanes.key4[lane], candidate, at.epoch, len, coarse),
-                What::V6 => self.cache6.hit(&lanes.key6[lane], candidate, at.epoch, len, coarse),
-                What::Slow | What::Drop | What::Consume => None,
-            };
-            let Some(&action) = hit else {
-                self.act_apart(at, device, lane, frame);
-                continue;
-            };
-            hits += 1;
-            self.dispatch(at, lane, action, frame);
+        let mut frames = burst.drain().enumerate();
+        loop {
+            let (hits, stop) = run_hits(&self.lanes, &mut self.cache4, &mut self.outputs, at, &mut frames);
+            self.tally.counts.hits += hits;
+            match stop {
+                Some(Stop::Apart(lane, frame)) => self.act_apart(at, device, lane, frame),
+                Some(Stop::Drop(cause, frame)) => self.tally.drop(cause, frame, &mut self.pool),
+                None => break,
+            }
         }
-        self.tally.counts.hits += hits;
     }
 
     /// What the packet in a lane needs to leave.
@@ -277,7 +264,6 @@ impl Pipeline {
     }
 
     /// Sends a packet of a known flow on its way, which was counted.
-    #[inline(always)]
     fn dispatch(&mut self, at: Moment<'_>, lane: usize, action: Action, frame: Frame) {
         let leaving = self.leaving_of(lane);
         if leaving.len > action.max_len() {
@@ -330,7 +316,6 @@ impl Pipeline {
     }
 
     /// Does with a packet what its flow's action says, and sends it.
-    #[inline(always)]
     pub(crate) fn carry_out(
         &mut self,
         snapshot: &Snapshot,
@@ -338,33 +323,10 @@ impl Pipeline {
         leaving: Leaving,
         mut frame: Frame,
     ) {
-        if action.finishes_checksums() {
-            finish_checksum(&mut frame);
+        match rewrite(snapshot, &action, leaving, &mut frame) {
+            Ok(()) => self.outputs.send(action.out(), frame, &mut self.pool, &mut self.tally),
+            Err(cause) => self.tally.drop(cause, frame, &mut self.pool),
         }
-        frame.truncate(L3 + usize::from(leaving.len));
-        take_hop(&mut frame, leaving.is_ipv4);
-        match action.verb() {
-            Verb::Forward => {
-                if let Some(stations) = frame.bytes_mut().first_chunk_mut() {
-                    *stations = action.macs;
-                }
-            }
-            Verb::Encapsulate => {
-                let Some(template) = snapshot.templates.get(usize::from(action.template)) else {
-                    return self.tally.drop(Cause::PeerUnresolved, frame, &mut self.pool);
-                };
-                let headers = template.header.len();
-                if frame.grow_front(headers - L3).is_err() {
-                    return self.tally.drop(Cause::NoHeadroom, frame, &mut self.pool);
-                }
-                let Some((head, packet)) = frame.bytes_mut().split_at_mut_checked(headers) else {
-                    return self.tally.drop(Cause::NoHeadroom, frame, &mut self.pool);
-                };
-                let ethertype = if leaving.is_ipv4 { ethernet::IPV4 } else { ethernet::IPV6 };
-                template.header.write(head, packet, leaving.len, leaving.tos, ethertype, leaving.entropy);
-            }
-        }
-        self.outputs.send(action.out(), frame, &mut self.pool, &mut self.tally);
     }
 
     /// Hands over what is to leave.
@@ -520,10 +482,83 @@ fn stranger(lanes: &mut Lanes, lane: usize, frame: &Frame, router: MacAddr, sour
     if to_all || stations[..6] == router.0 { What::Slow } else { lanes.refuse(lane, Cause::NotForUs) }
 }
 
+/// Why the run of plain hits stopped.
+enum Stop {
+    /// The frame of this lane wants another look.
+    Apart(usize, Frame),
+    /// A frame cannot leave.
+    Drop(Cause, Frame),
+}
+
+/// Third stage, for what most packets are: IPv4, of a known flow, no longer than its way carries. Ends with the frames, or
+/// at the first that is anything else. Gives the number of hits as well.
+///
+/// A function of its own, without `Pipeline`, so that nothing of it need be spilled for the sake of the rare rest.
+#[inline(never)]
+fn run_hits(
+    lanes: &Lanes,
+    cache: &mut Cache<Key4>,
+    outputs: &mut Outputs,
+    at: Moment<'_>,
+    frames: &mut Enumerate<Drain<'_>>,
+) -> (u64, Option<Stop>) {
+    let (epoch, coarse, mut hits) = (at.epoch, Coarse::of(at.now), 0);
+    for (lane, mut frame) in frames {
+        let len = lanes.len[lane];
+        if lanes.what[lane] != What::V4 {
+            return (hits, Some(Stop::Apart(lane, frame)));
+        }
+        let Some(mut hit) = cache.hit(&lanes.key4[lane], lanes.candidate[lane], epoch) else {
+            return (hits, Some(Stop::Apart(lane, frame)));
+        };
+        if len > hit.action().max_len() {
+            return (hits, Some(Stop::Apart(lane, frame)));
+        }
+        hit.count(len.into(), coarse);
+        hits += 1;
+        let entropy = (lanes.hash[lane] >> 32) as u32;
+        let leaving = Leaving { len, tos: lanes.tos[lane], is_ipv4: true, entropy };
+        if let Err(cause) = rewrite(at.snapshot, hit.action(), leaving, &mut frame) {
+            return (hits, Some(Stop::Drop(cause, frame)));
+        }
+        if let Err((cause, frame)) = outputs.queue(hit.action().out(), frame) {
+            return (hits, Some(Stop::Drop(cause, frame)));
+        }
+    }
+    (hits, None)
+}
+
+/// Makes a packet what it is to be on its next link.
+#[inline(always)]
+fn rewrite(snapshot: &Snapshot, action: &Action, leaving: Leaving, frame: &mut Frame) -> Result<(), Cause> {
+    if action.finishes_checksums() {
+        finish_checksum(frame.bytes_mut());
+    }
+    frame.truncate(L3 + usize::from(leaving.len));
+    take_hop(frame, leaving.is_ipv4);
+    match action.verb() {
+        Verb::Forward => {
+            if let Some(stations) = frame.bytes_mut().first_chunk_mut() {
+                *stations = action.macs;
+            }
+        }
+        Verb::Encapsulate => {
+            let template = snapshot.templates.get(usize::from(action.template));
+            let header = &template.ok_or(Cause::PeerUnresolved)?.header;
+            frame.grow_front(header.len() - L3).map_err(|_| Cause::NoHeadroom)?;
+            let split = frame.bytes_mut().split_at_mut_checked(header.len());
+            let (head, packet) = split.ok_or(Cause::NoHeadroom)?;
+            let ethertype = if leaving.is_ipv4 { ethernet::IPV4 } else { ethernet::IPV6 };
+            header.write(head, packet, leaving.len, leaving.tos, ethertype, leaving.entropy);
+        }
+    }
+    Ok(())
+}
+
 #[cold]
-pub(crate) fn finish_checksum(frame: &mut Frame) {
-    if let Ok(parsed) = parse(frame.bytes()) {
-        offload::finish_checksum(frame.bytes_mut(), &parsed);
+pub(crate) fn finish_checksum(frame: &mut [u8]) {
+    if let Ok(parsed) = parse(frame) {
+        offload::finish_checksum(frame, &parsed);
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{PeerError, read, tail};
@@ -58,7 +59,9 @@ impl Lab {
     /// When a namespace cannot be made.
     pub fn new(names: &[&str]) -> Result<Lab, PeerError> {
         sweep()?;
-        let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)
             .map_err(|source| PeerError::File { path: folder.clone(), source })?;
         let mut lab = Lab { folder, namespaces: Vec::new() };

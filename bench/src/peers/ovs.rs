@@ -94,6 +94,13 @@ impl Switch<'_> {
                 "output:out"
             }
         };
+        // `ovs-vsctl` is content when the switch could not open a port; the database has the reason.
+        for port in ["p0", "out"] {
+            let fault = self.vsctl(&format!("get Interface {port} error"))?;
+            if fault.trim() != "[]" {
+                return Err(PeerError::Refused { command: format!("add-port {port}"), said: fault });
+            }
+        }
         let flow = format!("priority=10,in_port=p0,ip,actions={send}");
         self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {flow}")).map(drop)
     }

@@ -85,6 +85,28 @@ pub enum Found {
     Absent,
 }
 
+/// A known flow that a packet belongs to.
+pub struct Hit<'a, K> {
+    slot: &'a mut Slot<K>,
+}
+
+impl<K> Hit<'_, K> {
+    /// Counts the packet.
+    #[inline(always)]
+    pub fn count(&mut self, bytes: usize, now: Coarse) {
+        self.slot.packets += 1;
+        self.slot.bytes += bytes as u64;
+        self.slot.seen = now.0;
+    }
+
+    /// What is to be done with it.
+    #[inline(always)]
+    #[must_use]
+    pub fn action(&self) -> &Action {
+        &self.slot.action
+    }
+}
+
 /// A flow in a listing.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<K> {
@@ -178,31 +200,18 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         Candidate { bucket, matches }
     }
 
-    /// Third stage for a plain hit, a flow of the current tables in the first slot that its tags name: counts a packet of
-    /// it and tells what to do, if that is all it needs. `None` for anything else, which [`Cache::find`] tells apart.
+    /// Third stage for a plain hit: a flow of the current tables in the first slot that its tags name, whose action is all
+    /// it needs. `None` for anything else, which [`Cache::find`] tells apart.
     #[inline(always)]
-    pub fn hit(
-        &mut self,
-        key: &K,
-        candidate: Candidate,
-        epoch: Epoch,
-        bytes: usize,
-        now: Coarse,
-    ) -> Option<&Action> {
+    pub fn hit(&mut self, key: &K, candidate: Candidate, epoch: Epoch) -> Option<Hit<'_, K>> {
         let way = candidate.matches.trailing_zeros() as usize % WAYS;
         let slot = &mut self.slots[candidate.bucket as usize * WAYS + way];
         // A slot that was given up keeps its key, so without a tag it does not count.
-        if candidate.matches == 0
-            || slot.key != *key
-            || slot.epoch != epoch.0 as u32
-            || !slot.action.is_plain()
-        {
-            return None;
-        }
-        slot.packets += 1;
-        slot.bytes += bytes as u64;
-        slot.seen = now.0;
-        Some(&slot.action)
+        let is_hit = candidate.matches != 0
+            && slot.key == *key
+            && slot.epoch == epoch.0 as u32
+            && slot.action.is_plain();
+        is_hit.then_some(Hit { slot })
     }
 
     /// Third stage: finds the flow, or not.

@@ -67,7 +67,7 @@ impl Policies {
     /// What is wrong with them, e.g. that the tables of an endpoint would not fit; nothing is compiled then.
     pub fn compile(desired: &Desired, before: Option<&Policies>) -> Result<Policies, Vec<Fault>> {
         let old = before.map(|before| &before.program);
-        let rules = rules_of(desired, old.map(Program::rules));
+        let rules = Arc::new(rules_of(desired, old.map(|old| &**old.rules())));
         let program = policy::compile(&rules, old).map_err(faults)?;
         let names = desired.networks().map(|network| network.name.as_str());
         let peers = names.filter_map(|name| {
