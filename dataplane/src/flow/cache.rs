@@ -484,13 +484,14 @@ mod tests {
     fn the_cache_agrees_with_a_map_while_it_has_room() {
         let mut cache = Cache::with_capacity(16_384, Seed::random()).unwrap();
         let mut map = HashMap::new();
-        for number in 0..9_000 {
+        // Six of sixteen ways on average: that both buckets of a flow are full happens once in many millions.
+        for number in 0..6_000 {
             assert!(cache.install(&key(number), action(number as u16), Epoch(1), Coarse(1)).is_some());
             map.insert(number, number as u16);
         }
         assert_eq!(cache.used(), map.len());
-        assert!((0..9_000).all(|number| found(&cache, number, Epoch(1)) == map.get(&number).copied()));
-        assert!((9_000..10_000).all(|number| found(&cache, number, Epoch(1)).is_none()));
+        assert!((0..6_000).all(|number| found(&cache, number, Epoch(1)) == map.get(&number).copied()));
+        assert!((6_000..7_000).all(|number| found(&cache, number, Epoch(1)).is_none()));
     }
 
     #[test]
@@ -510,15 +511,15 @@ mod tests {
     #[test]
     fn quiet_flows_are_swept_and_busy_ones_stay() {
         let mut cache = Cache::with_capacity(1024, Seed::random()).unwrap();
-        (0..500).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(0)).is_some()));
-        for number in 0..250 {
+        (0..300).for_each(|n| assert!(cache.install(&key(n), action(0), Epoch(1), Coarse(0)).is_some()));
+        for number in 0..150 {
             if let Found::Current(index) = cache.look_up(&key(number), Epoch(1)) {
                 cache.count(index, 1, Coarse(50));
             }
         }
-        assert_eq!(cache.sweep(1024 / WAYS, 40, Coarse(60)), 250);
-        assert_eq!(cache.used(), 250);
-        assert!((0..250).all(|number| found(&cache, number, Epoch(1)).is_some()));
+        assert_eq!(cache.sweep(1024 / WAYS, 40, Coarse(60)), 150);
+        assert_eq!(cache.used(), 150);
+        assert!((0..150).all(|number| found(&cache, number, Epoch(1)).is_some()));
     }
 
     #[test]

@@ -134,8 +134,8 @@ impl Lab {
     pub fn await_all_frames(&self, i: u8) {
         wait_until("every frame is free or with the kernel", || {
             let frames = &self.ask(i, "status")["frames"];
-            assert!(number(&frames["fill"]) > 0, "a node receives: {frames}");
-            number(&frames["user"]) == 0
+            // A worker that has just begun has not counted yet; one that has receives into some.
+            number(&frames["fill"]) > 0 && number(&frames["user"]) == 0
         });
     }
 }
