@@ -108,9 +108,9 @@ impl Dice {
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
-/// Half single addresses, the rest /16 to /31 in 10.0.0.0/8.
+/// Half single addresses, the rest /20 to /31 in 10.0.0.0/8: broader ones would hide most others.
 fn prefix(dice: &mut Dice) -> Ipv4Net {
-    let len = if dice.below(2) == 0 { 32 } else { 16 + dice.below(16) as u8 };
+    let len = if dice.below(2) == 0 { 32 } else { 20 + dice.below(12) as u8 };
     Ipv4Net::new((10 << 24 | dice.below(1 << 24) as u32).into(), len).expect("at most 32 bits").trunc()
 }
 

@@ -229,9 +229,11 @@ mod tests {
 
     use super::*;
     use crate::fault::Fault;
+    use crate::peers::PeerId;
     use crate::rules::{
         Action, Direction, Directions, Endpoint, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
     };
+    use crate::verdict::{Answer, Decider, Packet};
 
     /// 200 rules for any peer, each with a port of its own, and 200 for one address each and any port.
     fn crossing() -> Arc<Rules> {
@@ -287,6 +289,26 @@ mod tests {
         let (two, apart) = tables(1_000);
         assert_eq!((one, two), (1, 2));
         assert!(apart < together, "{apart} bytes apart, {together} together");
+    }
+
+    #[test]
+    fn a_tier_that_refuses_before_the_rules_is_heard_from_several_tables_too() {
+        let mut rules = (*crossing()).clone();
+        let earlier = Policy {
+            name: "a".into(),
+            tier: "first".into(),
+            rules: Vec::new(),
+            ..(*rules.policies[0]).clone()
+        };
+        rules.policies.push(Arc::new(earlier));
+        rules.tiers.push(Tier { name: "first".into(), order: 0, default: TierDefault::Deny });
+        let budget = Budget { comfortable: 1_000, ..Budget::default() };
+        let program = compile_within(&Arc::new(rules), None, budget).unwrap();
+        let subject = program.endpoint("pod").unwrap();
+        let packet = Packet { peer: PeerId::OUTSIDE, protocol: Protocol::Tcp.number(), key: Some(2) };
+        let answer = subject.answer(Direction::Ingress, subject.classify(Direction::Ingress, &packet));
+        assert_eq!(subject.tables(Direction::Ingress), 2);
+        assert_eq!(answer, Answer { allow: false, decider: Decider::TierDefault("first".into()) });
     }
 
     #[test]

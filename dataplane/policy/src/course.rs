@@ -19,7 +19,7 @@ impl Hit {
         Hit(rule << 1 | u32::from(in_doubt))
     }
 
-    fn rule(self) -> u32 {
+    pub(crate) fn rule(self) -> u32 {
         self.0 >> 1
     }
 
@@ -74,12 +74,11 @@ impl Course {
 
     /// Whether an outcome is a single rule: the first that matches decides, and there is nothing to report.
     fn is_flat(&self) -> bool {
-        let plain = |step: &Step| {
-            !step.staged
-                && step.tier == self.steps[0].tier
-                && matches!(step.action, Action::Allow | Action::Deny)
-        };
-        self.steps.iter().all(plain)
+        let Some(first) = self.steps.first() else { return !self.staged };
+        let plain =
+            |step: &Step| step.tier == first.tier && matches!(step.action, Action::Allow | Action::Deny);
+        let reached = self.tiers[..usize::from(first.tier)].iter().all(|tier| !tier.denies);
+        !self.staged && reached && self.steps.iter().all(plain)
     }
 
     /// Evaluates hits in order; each Log rule met is told to `log`.
@@ -226,20 +225,15 @@ impl<'a> Outcomes<'a> {
         flat.into_iter().chain(list.iter().copied())
     }
 
-    /// The lists by number, for tables that merge as they are looked up; empty if outcomes are flat.
+    /// The lists by number, for tables that merge as they are looked up.
     pub(crate) fn into_lists(self) -> Vec<Box<[Hit]>> {
-        if self.flat { Vec::new() } else { self.lists }
+        self.lists
     }
 }
 
-/// The hits of a flat outcome or of a listed one.
+/// The hits of a listed outcome.
 pub(crate) fn hits_of(lists: &[Box<[Hit]>], id: OutcomeId) -> &[Hit] {
     lists.get(id as usize).map_or(&[], |list| list)
-}
-
-/// The hit of a flat outcome.
-pub(crate) fn flat_hit(id: OutcomeId) -> Option<Hit> {
-    (id != NOTHING).then(|| Hit(id - 1))
 }
 
 /// Several outcomes walked as one, without storing it.

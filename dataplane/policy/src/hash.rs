@@ -39,6 +39,11 @@ impl Hasher for Mixer {
         self.0 = product as u64 ^ (product >> 64) as u64;
     }
 
+    fn write_u128(&mut self, word: u128) {
+        self.write_u64(word as u64);
+        self.write_u64((word >> 64) as u64);
+    }
+
     fn write_usize(&mut self, word: usize) {
         self.write_u64(word as u64);
     }

@@ -22,9 +22,9 @@ pub(crate) struct Budget {
 }
 
 impl Default for Budget {
-    /// Tables of 100 MB and of 400 MB at the worst; mostly far less, since equal lines are stored once.
+    /// Tables of 50 MB and of 400 MB at the worst; mostly far less, since equal lines are stored once.
     fn default() -> Budget {
-        Budget { comfortable: 6_000_000, most: 24_000_000, part_always: false }
+        Budget { comfortable: 3_000_000, most: 24_000_000, part_always: false }
     }
 }
 
@@ -49,12 +49,22 @@ pub(crate) fn plan(
     while layers.len() < MOST_LAYERS && layers.iter().map(|layer| layer.0).sum::<u64>() > budget.comfortable {
         layers.sort_by_key(|layer| layer.0);
         let Some((price, dearest)) = layers.pop() else { break };
-        let split = (0..u64::BITS)
-            .map(|power| parted(&dearest, &breadths, 1 << power))
-            .filter(|(wide, narrow)| wide.contains(&true) && narrow.contains(&true))
-            .map(|(wide, narrow)| ((cost(&wide), wide), (cost(&narrow), narrow)))
-            .min_by_key(|(wide, narrow)| wide.0 + narrow.0)
-            .filter(|(wide, narrow)| budget.part_always || wide.0 + narrow.0 < price);
+        // As few in the wide table as will do: the fewer peers it tells apart, the more of it stays in the cache.
+        let mut split: Option<((u64, Chosen), (u64, Chosen))> = None;
+        for power in (0..u64::BITS).rev() {
+            let (wide, narrow) = parted(&dearest, &breadths, 1 << power);
+            if !wide.contains(&true) || !narrow.contains(&true) {
+                continue;
+            }
+            let costs = (cost(&wide), cost(&narrow));
+            if split.as_ref().is_none_or(|(wide, narrow)| costs.0 + costs.1 < wide.0 + narrow.0) {
+                split = Some(((costs.0, wide), (costs.1, narrow)));
+            }
+            if costs.0 + costs.1 <= budget.comfortable {
+                break;
+            }
+        }
+        let split = split.filter(|(wide, narrow)| budget.part_always || wide.0 + narrow.0 < price);
         match split {
             Some((wide, narrow)) => layers.extend([wide, narrow]),
             None => {

@@ -14,7 +14,7 @@
 //!
 //! * [`rules`] is what operators write, [`compile()`] makes a [`Program`] of it and reuses the one before,
 //! * `peers` cuts the address space so that one longest-prefix match finds a [`PeerId`],
-//! * `ports`, `course`, `matchers` and `layers` build the tables, `table` and `classifier` look packets up,
+//! * `ports`, `course`, `matchers`, `layers` and `fill` build the tables, `table` and `classifier` look packets up,
 //! * [`linear`] is the oracle and what `explain` prints.
 //!
 //! A packet without ports (a later fragment) is never let through by what its ports might be: see [`linear`].
@@ -26,6 +26,7 @@ mod classifier;
 mod compile;
 mod course;
 mod fault;
+mod fill;
 mod hash;
 mod layers;
 mod matchers;

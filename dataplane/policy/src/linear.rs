@@ -5,8 +5,11 @@
 //! allowed only if both ways lead there.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::rules::{Action, Direction, Endpoint, Peer, PortMatch, Rule, Rules, Subjects, TierDefault};
+use crate::rules::{
+    Action, Direction, Endpoint, Peer, Policy, PortMatch, Rule, Rules, Subjects, Tier, TierDefault,
+};
 use crate::verdict::{Answer, Decider, RulePath};
 
 /// A packet as the oracle sees it: with the peer's address where the classifier has its number.
@@ -72,71 +75,77 @@ fn walk(rules: &Rules, endpoint: &Endpoint, probe: &Probe, with_staged: bool) ->
             && selects(rules, endpoint, &policy.subjects)
             && (with_staged || !policy.staged)
     });
-    let mut walk =
-        Walk { answer: Answer { allow: true, decider: Decider::End }, tiers: Vec::new(), logs: Vec::new() };
+    let end = Answer { allow: true, decider: Decider::End };
+    let mut walk = Walk { answer: end, tiers: Vec::new(), logs: Vec::new() };
     // An Allow that holds only if the tiers behind it, where a doubtful Pass would have led, allow as well.
     let mut doubtful: Option<Answer> = None;
     for (tier, policies) in rules.in_order(selected) {
-        let mut step = TierStep {
-            tier: tier.name.clone(),
-            policies: Vec::new(),
-            met: None,
-            in_doubt: false,
-            default: None,
-        };
-        let governed = policies.iter().any(|policy| policy.directions.contains(probe.direction));
-        'tier: for policy in &policies {
-            step.policies.push(policy.name.clone());
-            for (index, rule) in policy.rules.iter().enumerate() {
-                let path = || RulePath {
-                    tier: tier.name.clone(),
-                    policy: policy.name.clone(),
-                    rule: rule.name.clone(),
-                    index,
-                };
-                match (rule.action, matches(rules, &policy.network, rule, probe)) {
-                    (_, Match::No) | (Action::Allow | Action::Log, Match::Perhaps) => {}
-                    (Action::Log, Match::Yes) => walk.logs.push(path()),
-                    (Action::Pass, Match::Perhaps) => step.in_doubt = true,
-                    (Action::Deny, Match::Perhaps | Match::Yes)
-                    | (Action::Allow | Action::Pass, Match::Yes) => {
-                        step.met = Some((path(), rule.action));
-                        break 'tier;
-                    }
-                }
-            }
-        }
-        if step.met.is_none() && governed {
-            step.default = Some(tier.default);
-        }
-        let said = match (&step.met, step.default) {
-            (Some((path, Action::Allow)), _) => Some((true, Decider::Rule(path.clone()))),
-            (Some((path, Action::Deny)), _) => Some((false, Decider::Rule(path.clone()))),
-            (None, Some(TierDefault::Deny)) => Some((false, Decider::TierDefault(tier.name.clone()))),
-            _ => None,
-        };
-        let in_doubt = step.in_doubt;
+        let step = in_tier(rules, tier, &policies, probe, &mut walk.logs);
+        let (said, in_doubt) = (step.said(), step.in_doubt);
         walk.tiers.push(step);
-        match said {
-            Some((false, decider)) => {
-                walk.answer = Answer { allow: false, decider };
-                return walk;
-            }
-            Some((true, decider)) => {
-                let answer = doubtful.take().unwrap_or(Answer { allow: true, decider });
-                if !in_doubt {
-                    walk.answer = answer;
-                    return walk;
-                }
-                doubtful = Some(answer);
-            }
-            None => {}
+        let Some(said) = said else { continue };
+        if !said.allow {
+            walk.answer = said;
+            return walk;
         }
+        let answer = doubtful.take().unwrap_or(said);
+        if !in_doubt {
+            walk.answer = answer;
+            return walk;
+        }
+        doubtful = Some(answer);
     }
     if let Some(answer) = doubtful {
         walk.answer = answer;
     }
     walk
+}
+
+fn in_tier(
+    rules: &Rules,
+    tier: &Tier,
+    policies: &[&Arc<Policy>],
+    probe: &Probe,
+    logs: &mut Vec<RulePath>,
+) -> TierStep {
+    let mut step =
+        TierStep { tier: tier.name.clone(), policies: Vec::new(), met: None, in_doubt: false, default: None };
+    for policy in policies {
+        step.policies.push(policy.name.clone());
+        for (index, rule) in policy.rules.iter().enumerate() {
+            let path = || RulePath {
+                tier: tier.name.clone(),
+                policy: policy.name.clone(),
+                rule: rule.name.clone(),
+                index,
+            };
+            match (rule.action, matches(rules, &policy.network, rule, probe)) {
+                (_, Match::No) | (Action::Allow | Action::Log, Match::Perhaps) => {}
+                (Action::Log, Match::Yes) => logs.push(path()),
+                (Action::Pass, Match::Perhaps) => step.in_doubt = true,
+                (Action::Deny, Match::Perhaps | Match::Yes) | (Action::Allow | Action::Pass, Match::Yes) => {
+                    step.met = Some((path(), rule.action));
+                    return step;
+                }
+            }
+        }
+    }
+    let governed = policies.iter().any(|policy| policy.directions.contains(probe.direction));
+    step.default = governed.then_some(tier.default);
+    step
+}
+
+impl TierStep {
+    /// What the tier decides; none if the next one does.
+    fn said(&self) -> Option<Answer> {
+        let (allow, decider) = match (&self.met, self.default) {
+            (Some((path, Action::Allow)), _) => (true, Decider::Rule(path.clone())),
+            (Some((path, Action::Deny)), _) => (false, Decider::Rule(path.clone())),
+            (None, Some(TierDefault::Deny)) => (false, Decider::TierDefault(self.tier.clone())),
+            _ => return None,
+        };
+        Some(Answer { allow, decider })
+    }
 }
 
 fn selects(rules: &Rules, endpoint: &Endpoint, subjects: &Subjects) -> bool {

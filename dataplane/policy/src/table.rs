@@ -79,35 +79,89 @@ impl Fork {
     }
 }
 
+/// Where in the cells the rows of peers are. Peers without an entry have the first row.
+#[derive(Debug)]
+enum Rows {
+    /// Peer by peer: a load less, and no more memory where nearly every peer has a row that no other has.
+    Own {
+        /// How many peers there are.
+        peers: u32,
+        /// Cells of a row.
+        columns: u32,
+    },
+    /// By peer: where its row begins.
+    Shared(Vec<u32>),
+}
+
 /// Rows of lines, by peer.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// By peer: where its row begins in `cells`. Peers behind the end have the first row.
-    starts: Vec<u32>,
+    rows: Rows,
     cells: Vec<Ref>,
     forks: Vec<Fork>,
     pages: Vec<[Ref; 256]>,
+    /// The most forks above one another at the roots of lines.
+    depth: u8,
 }
 
 impl Table {
     /// The value of a key.
     #[inline]
     pub(crate) fn find(&self, peer: u32, column: u32, key: u16) -> u32 {
-        self.follow(self.cells[self.cell(peer, column)], key)
+        let mut at = self.cells[self.cell(peer, column)];
+        for _ in 0..self.depth {
+            at = self.step(at, key);
+        }
+        self.finish(at, key)
+    }
+
+    /// The values of several keys, in stages, so that the loads of one do not wait for those of another.
+    #[inline]
+    pub(crate) fn find_many<const N: usize>(&self, asked: &[(u32, u32, u16); N]) -> [u32; N] {
+        let mut at = [Ref::default(); N];
+        for (at, (peer, column, _)) in at.iter_mut().zip(asked) {
+            *at = self.cells[self.cell(*peer, *column)];
+        }
+        for _ in 0..self.depth {
+            for (at, (_, _, key)) in at.iter_mut().zip(asked) {
+                *at = self.step(*at, *key);
+            }
+        }
+        let mut values = [0; N];
+        for ((value, at), (_, _, key)) in values.iter_mut().zip(at).zip(asked) {
+            *value = self.finish(at, *key);
+        }
+        values
     }
 
     #[inline(always)]
     fn cell(&self, peer: u32, column: u32) -> usize {
-        (self.starts.get(peer as usize).copied().unwrap_or(0) + column) as usize
+        let row = match self.rows {
+            Rows::Own { peers, columns } => {
+                if peer < peers {
+                    peer * columns
+                } else {
+                    0
+                }
+            }
+            Rows::Shared(ref starts) => starts.get(peer as usize).copied().unwrap_or(0),
+        };
+        (row + column) as usize
     }
 
-    /// The end of a line's tree. Whether its root is a value or a fork is as good as random and a wrong guess costs more
-    /// than a search in vain, so the root is searched in any case: for a value, in a fork that is always there.
+    /// From a fork on to what it leads to; anything else stays. Which it is is as good as random and a wrong guess costs
+    /// more than a search in vain, so there is always a search: if need be in a fork that no line leads to.
     #[inline(always)]
-    fn follow(&self, root: Ref, key: u16) -> u32 {
-        let is_fork = root.kind() == FORK;
-        let found = self.forks[select_unpredictable(is_fork, root.rest(), SPARE_FORK)].find(key);
-        let mut at = select_unpredictable(is_fork, found, root);
+    fn step(&self, at: Ref, key: u16) -> Ref {
+        let is_fork = at.kind() == FORK;
+        let found = self.forks[select_unpredictable(is_fork, at.rest(), SPARE_FORK)].find(key);
+        select_unpredictable(is_fork, found, at)
+    }
+
+    /// The way that is left: none, but for lines of very many ranges.
+    #[inline(always)]
+    fn finish(&self, from: Ref, key: u16) -> u32 {
+        let mut at = from;
         while at.kind() != VALUE {
             at = match at.kind() {
                 FORK => self.forks[at.rest()].find(key),
@@ -118,17 +172,13 @@ impl Table {
         at.0
     }
 
-    /// The values of several keys, in stages, so that the loads of one do not wait for those of another.
-    #[inline]
-    pub(crate) fn find_many<const N: usize>(&self, asked: &[(u32, u32, u16); N]) -> [u32; N] {
-        let cells = asked.map(|(peer, column, _)| self.cell(peer, column));
-        let refs = cells.map(|cell| self.cells[cell]);
-        std::array::from_fn(|lane| self.follow(refs[lane], asked[lane].2))
-    }
-
     /// Bytes that the table takes.
     pub(crate) fn bytes(&self) -> usize {
-        (self.starts.len() + self.cells.len()) * 4
+        let starts = match &self.rows {
+            Rows::Own { .. } => 0,
+            Rows::Shared(starts) => starts.len(),
+        };
+        (starts + self.cells.len()) * 4
             + self.forks.len() * size_of::<Fork>()
             + self.pages.len() * size_of::<[Ref; 256]>()
     }
@@ -139,6 +189,8 @@ impl Table {
 pub(crate) struct TableBuilder {
     table: Table,
     columns: usize,
+    /// By peer: where its row begins.
+    starts: Vec<u32>,
     forks: NumberMap<u64, u32>,
     pages: NumberMap<u64, u32>,
     rows: NumberMap<u64, u32>,
@@ -155,10 +207,17 @@ pub(crate) struct LineAt(Ref);
 impl TableBuilder {
     pub(crate) fn new(columns: usize) -> TableBuilder {
         let spare = Fork::new(&[(0, Ref::default())]);
-        let table = Table { starts: Vec::new(), cells: Vec::new(), forks: vec![spare], pages: Vec::new() };
+        let table = Table {
+            rows: Rows::Shared(Vec::new()),
+            cells: Vec::new(),
+            forks: vec![spare],
+            pages: Vec::new(),
+            depth: 0,
+        };
         TableBuilder {
             table,
             columns,
+            starts: Vec::new(),
             forks: NumberMap::default(),
             pages: NumberMap::default(),
             rows: NumberMap::default(),
@@ -169,7 +228,12 @@ impl TableBuilder {
     pub(crate) fn line(&mut self, ranges: &[(u16, u32)]) -> LineAt {
         let ranges: Vec<(u16, Ref)> =
             ranges.iter().map(|&(first, value)| (first, Ref::new(VALUE, value))).collect();
-        LineAt(if ranges.len() <= WAYS * WAYS { self.fork(&ranges) } else { self.high_page(&ranges) })
+        if ranges.len() > WAYS * WAYS {
+            return LineAt(self.high_page(&ranges));
+        }
+        let depth = u8::from(ranges.len() > 1) + u8::from(ranges.len() > WAYS);
+        self.table.depth = self.table.depth.max(depth);
+        LineAt(self.fork(&ranges))
     }
 
     /// A line that is stored already.
@@ -192,7 +256,7 @@ impl TableBuilder {
 
     /// Gives a peer its row.
     pub(crate) fn assign(&mut self, peer: u32, row: RowAt) {
-        let starts = &mut self.table.starts;
+        let starts = &mut self.starts;
         if peer as usize >= starts.len() {
             if row.0 == 0 {
                 return;
@@ -203,8 +267,15 @@ impl TableBuilder {
     }
 
     pub(crate) fn finish(self) -> Table {
-        let mut table = self.table;
-        table.starts.shrink_to_fit();
+        let TableBuilder { mut table, columns, starts, .. } = self;
+        let (shared, own) = (starts.len() + table.cells.len(), starts.len() * columns);
+        if shared < own {
+            table.rows = Rows::Shared(starts);
+        } else if !starts.is_empty() {
+            table.cells =
+                starts.iter().flat_map(|start| &table.cells[*start as usize..][..columns]).copied().collect();
+            table.rows = Rows::Own { peers: starts.len() as u32, columns: columns as u32 };
+        }
         table.cells.shrink_to_fit();
         table.forks.shrink_to_fit();
         table.pages.shrink_to_fit();
