@@ -7,7 +7,7 @@ use super::entry::{
     Parties, REPLY,
 };
 use super::life::{Marks, Seconds, State};
-use super::table::{Plan, Table};
+use super::table::{Owner, Plan, Table};
 use super::tuple::{Direction, HashSeed};
 use super::upkeep::binding_key;
 use super::words::{Memory, Ordering, Record};
@@ -65,6 +65,32 @@ impl Table {
         Ok((table, adoption))
     }
 
+    /// Lets connections that count against nobody's share count against the share that `claim` names; returns how many
+    /// do. Any thread may do so beside the workers. Half-open connections stay nobody's: they are soon over or not.
+    pub fn reown(&self, claim: impl Fn(&Connection) -> Option<Owner>) -> u32 {
+        let mut claimed = 0;
+        for (reference, life) in (0..self.capacity()).filter_map(|index| self.living_at(index)) {
+            let Some(connection) = self.view(reference) else { continue };
+            let is_orphan = connection.parties.owner == Owner::NOBODY && !life.status.is_half_open();
+            if !is_orphan || life.status.state == State::Binding {
+                continue;
+            }
+            let Some(owner) = claim(&connection) else { continue };
+            let generation = reference.generation();
+            let (old, new) = (connection.parties, Parties { owner, ..connection.parties });
+            // Counted before: whoever ends the connection right after the exchange counts it off again.
+            if !self.join(owner, false) {
+                continue;
+            }
+            let word = &self.records[reference.index() as usize][PARTIES];
+            let (old, new) = (old.word(generation), new.word(generation));
+            let won = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            self.leave(if won { Owner::NOBODY } else { owner }, false);
+            claimed += u32::from(won);
+        }
+        claimed
+    }
+
     /// Brings the buckets of an entry that is soon to be judged near, if there is one.
     fn touch_homes(&self, index: u32) {
         if let Some(record) = self.records.get(index as usize)
@@ -119,7 +145,7 @@ impl Table {
             self.leave(parties.owner, half_open);
             return Verdict::Broken;
         }
-        record[PARTIES].store(parties.word(), Ordering::Relaxed);
+        record[PARTIES].store(parties.word(generation), Ordering::Relaxed);
         record[DECISION].store(Decision::default().word(generation), Ordering::Relaxed);
         self.lanes.lane(0).begun(half_open);
         Verdict::Kept

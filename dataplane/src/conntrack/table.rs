@@ -16,7 +16,7 @@ use super::tuple::{Direction, HashSeed, Tuple};
 use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence};
 
 /// The version of an entry's words: raised with every change of their meaning.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 
 /// A worker's number, from zero: one thread's at a time, since its counters have one writer. A control thread that
 /// removes connections has a number of its own, so [`Plan::workers`] counts it too, and it takes part in the sweep.
@@ -378,7 +378,7 @@ impl Table {
         fence(Ordering::Release);
         entry::store_tuple(record, ORIGINAL, &opening.original);
         entry::store_tuple(record, REPLY, reply);
-        record[PARTIES].store(opening.parties.word(), Ordering::Relaxed);
+        record[PARTIES].store(opening.parties.word(generation), Ordering::Relaxed);
         // An exchange, so that a late decision about the entry's former connection comes before it or fails.
         record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
         BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));

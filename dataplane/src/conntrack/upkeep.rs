@@ -250,7 +250,8 @@ impl Table {
             return false;
         }
         let (original, reply) = (entry::load_tuple(record, ORIGINAL), entry::load_tuple(record, REPLY));
-        let parties = Parties::of(record[PARTIES].load(Ordering::Relaxed));
+        // Taken away, so that nobody is made its owner any more.
+        let parties = Parties::of(record[PARTIES].swap(0, Ordering::Relaxed));
         record[CONTROL].store(entry::control(connection.generation().wrapping_add(1), 0), Ordering::Release);
         // A reader that sees the free list's link in the tuple's place also sees that the entry is dead.
         fence(Ordering::Release);
