@@ -431,10 +431,7 @@ impl Table {
 
     /// A free entry: the worker's own, another's, or one whose connection gives way.
     fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
-        let next = |index: u32| {
-            self.records.get(index as usize).map_or(0, |record| record[NEXT].load(Ordering::Relaxed))
-        };
-        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(next));
+        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(|entry| self.link(entry)));
         pop().or_else(|| {
             self.make_room(self.lanes.lane(worker.0), None, now);
             pop()
@@ -442,6 +439,30 @@ impl Table {
     }
 
     pub(crate) fn give_free(&self, lane: &Lane, index: u32) {
-        lane.push(index, |link| self.records[index as usize][NEXT].store(link, Ordering::Relaxed));
+        lane.push(index, |next| self.set_link(index, next));
+    }
+
+    /// What a free entry links to: the number of the next one plus one, or zero. It is kept as the distance from the entry
+    /// behind, so that memory of zeros is a free list that nobody had to write.
+    fn link(&self, index: u32) -> u32 {
+        let word = self.records.get(index as usize).map(|record| record[NEXT].load(Ordering::Relaxed));
+        word.map_or(0, |word| (word as u32).wrapping_add(index + 2))
+    }
+
+    /// Links a free entry to another.
+    pub(crate) fn set_link(&self, index: u32, next: u32) {
+        let word = &self.records[index as usize][NEXT];
+        let distance = u64::from(next.wrapping_sub(index + 2));
+        if word.load(Ordering::Relaxed) != distance {
+            word.store(distance, Ordering::Relaxed);
+        }
+    }
+
+    /// The part of the table whose entries a worker gives out first and looks after.
+    pub(crate) fn part(&self, worker: u16) -> std::ops::Range<u32> {
+        let of = self.lanes.count() as u64;
+        let edge = |number: u64| (u64::from(self.capacity()) * number / of) as u32;
+        let number = u64::from(worker) % of;
+        edge(number)..edge(number + 1)
     }
 }
