@@ -98,7 +98,8 @@ fn sessions_through_a_service_and_translation_outlive_twenty_kills() {
     let tickers = [("service", "10.96.0.7 71"), ("translation", &format!("{OUTSIDE} 7001"))]
         .map(|(what, to)| (what, pod.spawn(&format!("python3 {script} tick {to}"))));
     let established = || pod.run("ss -Htn state established").lines().count();
-    wait_until("all sessions are there", || established() == 6);
+    let ticking = || pod.run("ss -Hun state established").lines().count();
+    wait_until("all sessions are there", || (established(), ticking()) == (6, 2));
     let mut down = Vec::new();
     for _ in 0..KILLS {
         let began = Instant::now();
@@ -117,7 +118,7 @@ fn sessions_through_a_service_and_translation_outlive_twenty_kills() {
         eprintln!("{what}: silences in ms, sorted: {gaps:?}");
         assert!(gaps.len() >= KILLS, "every kill is felt");
         // A bound for a machine that does other things besides; what it takes on a quiet one is for the reader to see.
-        assert!(gaps[gaps.len() - KILLS / 2] < 3000, "{what}: half of the gaps are that long: {gaps:?}");
+        assert!(gaps[gaps.len() - KILLS / 2] < 1000, "{what}: half of the gaps are that long: {gaps:?}");
     }
 }
 
