@@ -17,6 +17,7 @@ pub mod drop;
 pub mod flow;
 pub mod idle;
 pub mod kernel;
+pub mod ledger;
 mod limiter;
 mod local;
 pub mod mailbox;

@@ -27,6 +27,7 @@ use penstock_wire::{icmpv6, proto, sctp, tcp};
 use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
+use crate::ledger::{Ledger, is_metered};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
@@ -44,8 +45,8 @@ pub struct Scene<'a> {
     pub tracker: Option<&'a Tracker>,
     /// The time.
     pub now: Ticks,
-    /// Whether somebody only asks: no connection is opened or changed.
-    pub is_trial: bool,
+    /// What is written down; `None` if somebody only asks: then no connection is opened or changed either.
+    pub ledger: Option<&'a Ledger>,
 }
 
 /// How a packet goes on.
@@ -59,6 +60,14 @@ pub struct Way {
     pub tracked: Tracked,
     /// Whether the packets of its flow that follow go the same way without being asked.
     pub lasts: bool,
+}
+
+impl Scene<'_> {
+    /// Whether somebody only asks.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.ledger.is_none()
+    }
 }
 
 impl Way {
@@ -437,7 +446,8 @@ fn seen_from(
         Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
-    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))
+    let is_metered = is_metered(snapshot, zone, way.action.out());
+    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial).metering(is_metered), ..way }))
 }
 
 fn is_group(address: IpAddr) -> bool {

@@ -103,13 +103,6 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
 /// What objects ask for and this version does not do: told, so that nobody relies on it.
 fn unkept(desired: &Desired) -> Vec<String> {
     let mut unkept = Vec::new();
-    for endpoint in desired.endpoints() {
-        let Some(limits) = endpoint.limits else { continue };
-        let rates = model::Limits { max_connections: None, ..limits };
-        if rates != model::Limits::default() {
-            unkept.push(format!("endpoint {}: of its limits, only max-connections is kept", endpoint.name));
-        }
-    }
     for service in desired.services() {
         if service.dsr {
             unkept.push(format!(
@@ -321,7 +314,7 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
         fragment: Fragment::Whole,
     };
     let scene =
-        slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), is_trial: true };
+        slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), ledger: None };
     let (steps, verdict, delivered) = slowpath::explain(scene, zone, &packet);
     let step = |(stage, decision, detail): slowpath::Step| proto::ExplainStep {
         stage: stage.to_owned(),

@@ -96,7 +96,7 @@ impl<'a, W: Watch> Stages<'a, W> {
     /// Takes the connection on by this packet. `Ok(None)` if the packet opens a new one in its place.
     fn advance(&mut self, found: Match) -> Result<Option<Status>, Verdict> {
         let Tracker { table, settings, worker, .. } = self.tracker;
-        if self.scene.is_trial {
+        if self.scene.is_trial() {
             return Ok(Some(found.status));
         }
         let now = self.tracker.seconds(self.scene.now);
@@ -113,14 +113,14 @@ impl<'a, W: Watch> Stages<'a, W> {
     /// Whether policies refuse a connection, asking them again if they changed.
     fn still_refused(&mut self, connection: &Connection) -> Option<Cause> {
         let epoch = self.snapshot().policies.epoch();
-        if connection.decision.epoch == epoch && !self.scene.is_trial {
+        if connection.decision.epoch == epoch && !self.scene.is_trial() {
             return cause_of(connection.decision.verdict);
         }
         let sent = connection.leaves_as(Direction::Original);
         // As it was before its source was translated: rules speak of the sender itself.
         let (src, network) = (connection.original.src(), connection.original.network());
         let verdict = self.judge(src, network, &sent);
-        if !self.scene.is_trial {
+        if !self.scene.is_trial() {
             self.tracker.table.decide(connection.reference, Decision { epoch, verdict });
         }
         cause_of(verdict)
@@ -167,9 +167,12 @@ impl<'a, W: Watch> Stages<'a, W> {
             },
             decision: Decision { epoch: self.snapshot().policies.epoch(), verdict },
         };
-        if self.scene.is_trial {
+        if self.scene.is_trial() {
             let leaves = opening.forwarded;
             return Some(self.link(routed, &tuple, &leaves, Tracked::NONE, false));
+        }
+        if let Err(cause) = self.meter(&routed) {
+            return Some(Verdict::Drop(cause.into()));
         }
         match self.create(&opening, pool) {
             Ok(connection) => {
@@ -181,6 +184,18 @@ impl<'a, W: Watch> Stages<'a, W> {
             Err(Refused::Taken { ours: Direction::Original, .. }) => None,
             Err(refused) => Some(Verdict::Drop(refusal(refused))),
         }
+    }
+
+    /// Whether both ends may have one more connection now.
+    fn meter(&self, routed: &Routed<'_>) -> Result<(), Cause> {
+        let Some(ledger) = self.scene.ledger else { return Ok(()) };
+        let snapshot = self.snapshot();
+        let to = match routed.target {
+            Target::Endpoint(endpoint) => snapshot.endpoints.get(*endpoint as usize),
+            _ => None,
+        };
+        let mut ends = snapshot.endpoint_in(self.zone).into_iter().chain(to);
+        ends.try_for_each(|endpoint| ledger.admit_connection(endpoint, self.scene.now))
     }
 
     fn create(

@@ -68,7 +68,7 @@ impl Watch for Vec<Step> {
 #[must_use]
 pub fn explain(scene: Scene<'_>, from: ZoneId, packet: &Question) -> (Vec<Step>, String, bool) {
     let mut steps = Vec::new();
-    let verdict = decide(Scene { is_trial: true, ..scene }, from, packet, &mut steps);
+    let verdict = decide(Scene { ledger: None, ..scene }, from, packet, &mut steps);
     let (sentence, delivered) = match verdict {
         Verdict::Go(way) if packet.len > way.action.max_len() => {
             let sentence = format!(

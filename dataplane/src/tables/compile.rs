@@ -14,6 +14,7 @@ use penstock_wire::{MacAddr, Vni};
 
 use super::desired::Desired;
 use super::lpm::{LeftAligned, Lpm};
+use super::meters::Meters;
 use super::nat;
 use super::rulebook::Rulebook;
 use super::{
@@ -107,6 +108,7 @@ pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr 
 struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
+    meters: &'a Meters,
     networks: Vec<&'a model::Network>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
@@ -115,7 +117,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &Rulebook) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &'a Rulebook) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
@@ -143,6 +145,7 @@ impl<'a> Compiler<'a> {
         Compiler {
             desired,
             underlay,
+            meters: &rules.meters,
             networks,
             network_index,
             peer_index,
@@ -253,6 +256,7 @@ impl<'a> Compiler<'a> {
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
+                meter: self.meters.get(endpoint.name.as_str()).cloned(),
                 subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
             }));
         }

@@ -1,5 +1,5 @@
-//! Policies and services: compiled apart from the other tables, since they can be refused and since backends keep their
-//! numbers from one compile to the next.
+//! Policies, services and limits: compiled apart from the other tables, since they can be refused and since backends keep
+//! their numbers, and endpoints what they may still send, from one compile to the next.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use penstock_api::model::Name;
 use penstock_io::TicksPerSecond;
 
 use super::desired::Desired;
+use super::meters::{Meters, meters_of};
 use super::policies::Policies;
 use super::service::{Directory, Node, Services, wanted};
 
@@ -19,12 +20,15 @@ pub struct Rulebook {
     pub policies: Arc<Policies>,
     /// Which backends answer for services.
     pub services: Arc<Services>,
+    /// What endpoints with limits are measured by.
+    pub(super) meters: Meters,
 }
 
 /// Makes rulebooks, one after the other.
 pub struct Author {
     directory: Directory,
     zone: Option<Name>,
+    rate: TicksPerSecond,
     book: Rulebook,
 }
 
@@ -33,7 +37,7 @@ impl Author {
     #[must_use]
     pub fn new(zone: Option<Name>, rate: TicksPerSecond) -> Author {
         let node = Node { addresses: Vec::new(), zone: zone.as_ref().map(ToString::to_string) };
-        Author { directory: Directory::new(node, rate), zone, book: Rulebook::default() }
+        Author { directory: Directory::new(node, rate), zone, rate, book: Rulebook::default() }
     }
 
     /// The latest rulebook.
@@ -65,6 +69,7 @@ impl Author {
         }
         self.book.policies = Arc::new(policies);
         self.book.services = self.directory.tables();
+        self.book.meters = meters_of(desired, &self.book.meters, self.rate);
         Ok(())
     }
 
