@@ -16,6 +16,7 @@ pub mod control;
 pub mod drop;
 pub mod flow;
 pub mod idle;
+pub mod journal;
 pub mod kernel;
 pub mod ledger;
 mod limiter;

@@ -129,9 +129,9 @@ impl Pipeline {
             captures: Captures::new(worker),
             waiting: WaitingRoom::new(rate),
             limiter: Limiter::new(rate, 1000, 50),
-            events,
             tracker,
-            ledger: Ledger::default(),
+            ledger: Ledger::new(worker, events.journal(), rate),
+            events,
             fragments: FragmentTable::with_capacity(
                 FRAGMENTED_PACKETS,
                 HashSeed::new(Seed::random().words()),

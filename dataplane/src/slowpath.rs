@@ -11,6 +11,7 @@
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
 //! * `link` leads to the next station, `words` explains it all to people.
 
+pub mod facts;
 mod link;
 mod tracked;
 mod words;
@@ -33,7 +34,9 @@ use crate::tracker::Tracker;
 
 pub use words::{Question, Step, describe_zone, explain};
 
+use facts::Fact;
 use link::link;
+pub(crate) use words::describe_tuple;
 use words::{describe_target, matching_row};
 
 /// What is decided by.
@@ -126,12 +129,18 @@ pub enum Answer {
 pub trait Watch {
     /// A stage has decided; `say` gives the decision and its ground.
     fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String));
+
+    /// What that stage decided, part by part.
+    fn fact(&mut self, fact: impl FnOnce() -> Fact);
 }
 
 /// Nobody does.
 impl Watch for () {
     #[inline(always)]
     fn stage(&mut self, _stage: &'static str, _say: impl FnOnce() -> (String, String)) {}
+
+    #[inline(always)]
+    fn fact(&mut self, _fact: impl FnOnce() -> Fact) {}
 }
 
 /// The addresses and the protocol of a packet, whichever the family.
@@ -414,11 +423,20 @@ fn route(
         return Verdict::Refuse(Cause::NoRoute.into(), Problem::Unreachable(Unreachable::Network));
     };
     watch.stage("route", || (describe_target(snapshot, target), matching_row(network, packet.dst)));
+    watch.fact(|| facts::route(network, packet.dst));
     if loops(zone, target) {
         return Verdict::Drop(Cause::RouteLoop.into());
     }
     let verdict = link(snapshot, target, packet, watch);
+    tell_tunnel(snapshot, network, target, watch);
     seen_from(snapshot, zone, verdict, |way| way)
+}
+
+/// Tells which tunnel a packet goes into, if it does.
+fn tell_tunnel(snapshot: &Snapshot, network: &Network, target: &Target, watch: &mut impl Watch) {
+    if let Target::Tunnel { peer, template: Some(_) } = target {
+        watch.fact(|| facts::tunnel(snapshot, network, *peer));
+    }
 }
 
 /// Whether a packet would go back to where it came from.

@@ -9,6 +9,7 @@ use penstock_io::Ticks;
 
 use super::stateful::Connections;
 use crate::conntrack::{Connection, Direction, Seconds, Tuple};
+use crate::slowpath::facts::state_name;
 use crate::supervisor::Engine;
 use crate::tables::service::BackendId;
 use crate::tables::{Network, Snapshot, Target};
@@ -52,6 +53,7 @@ struct Named<'a> {
     source: Option<&'a str>,
     destination: Option<&'a str>,
     service: Option<&'a str>,
+    nat: Option<&'a str>,
 }
 
 impl<'a> Named<'a> {
@@ -65,11 +67,15 @@ impl<'a> Named<'a> {
         };
         let backend = connection.parties.backend.checked_sub(1).and_then(BackendId::new);
         let service = backend.and_then(|id| snapshot.services.backend(id)).map(|(port, _)| port.service());
+        let (outside, port) = (connection.reply.dst(), connection.reply.dport());
+        let ways = network.filter(|_| connection.translates_source()).map(|it| &it.masquerades);
+        let nat = ways.into_iter().flatten().find(|way| way.covers(outside, port));
         Named {
             network,
             source: endpoint(connection.original.src()),
             destination: endpoint(sent.dst()),
             service,
+            nat: nat.map(|way| way.name.as_str()),
         }
     }
 }
@@ -96,13 +102,13 @@ fn row(named: &Named<'_>, connection: &Connection, now: Seconds, tracker: &Track
     proto::Connection {
         network: text(named.network.map(|network| network.name.as_str())),
         protocol: connection.original.protocol().into(),
-        state: state(connection),
+        state: state_name(connection.status.state),
         original: Some(tuple(&connection.original)),
         reply: Some(tuple(&connection.reply)),
         source_endpoint: text(named.source),
         destination_endpoint: text(named.destination),
         service: text(named.service),
-        nat: String::new(),
+        nat: text(named.nat),
         assured: connection.status.is_assured(),
         idle_ms: u64::from(whole.saturating_sub(left)) * 1000,
         expires_ms: u64::from(left) * 1000,
@@ -116,16 +122,4 @@ fn tuple(tuple: &Tuple) -> proto::Tuple {
         destination: tuple.dst().to_string(),
         destination_port: tuple.dport().into(),
     }
-}
-
-/// The state in the words of other connection tables: `SynSent` is "syn-sent".
-fn state(connection: &Connection) -> String {
-    let mut words = String::new();
-    for letter in format!("{:?}", connection.status.state).chars() {
-        if letter.is_ascii_uppercase() && !words.is_empty() {
-            words.push('-');
-        }
-        words.push(letter.to_ascii_lowercase());
-    }
-    words
 }

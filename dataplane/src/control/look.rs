@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::drop::Reason;
 use crate::flow::{DeviceId, ZoneId};
 use crate::port::PortId;
-use crate::slowpath;
+use crate::slowpath::{self, facts::Fact};
 use crate::stats::{Counts, PortStats};
 use crate::supervisor::{Device, Engine, Owner};
 use crate::tables::desired::Desired;
@@ -316,13 +316,27 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
     let scene =
         slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), ledger: None };
     let (steps, verdict, delivered) = slowpath::explain(scene, zone, &packet);
-    let step = |(stage, decision, detail): slowpath::Step| proto::ExplainStep {
-        stage: stage.to_owned(),
-        decision,
-        detail,
-        fact: None,
+    let step = |step: slowpath::Step| proto::ExplainStep {
+        stage: step.stage.to_owned(),
+        decision: step.decision,
+        detail: step.ground,
+        fact: step.fact.map(|fact| name_port(engine.desired(), question, fact)),
     };
     Ok(proto::Explanation { steps: steps.into_iter().map(step).collect(), verdict, delivered })
+}
+
+/// Names the service's port that was asked: the tables only have its number.
+fn name_port(desired: &Desired, question: &Question, mut fact: Fact) -> Fact {
+    if let Fact::Service(fact) = &mut fact
+        && let Some(service) = desired.services().find(|it| it.name.as_str() == fact.service)
+    {
+        let is_asked = |port: &&model::ServicePort| {
+            model::Protocol::from(port.protocol).number() == question.protocol
+                && [Some(port.port), port.node_port].contains(&Some(question.destination_port))
+        };
+        fact.port = service.ports.iter().find(is_asked).map(|port| port.name.to_string()).unwrap_or_default();
+    }
+    fact
 }
 
 fn zone_of(engine: &Engine, snapshot: &Snapshot, from: &Source) -> Result<ZoneId, Status> {

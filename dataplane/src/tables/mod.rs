@@ -9,6 +9,7 @@ pub mod lpm;
 mod meters;
 pub mod nat;
 pub mod policies;
+pub mod rule_counts;
 pub mod rulebook;
 pub mod service;
 
@@ -28,6 +29,7 @@ use crate::meter::Meter;
 use lpm::Lpm;
 use nat::Masquerade;
 use policies::Policies;
+use rule_counts::SubjectCounts;
 use service::Services;
 
 /// Everything that packets are decided by.
@@ -290,6 +292,8 @@ pub struct Endpoint {
     pub meter: Option<Arc<Meter>>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
+    /// How often its rules decided; there if the subject is.
+    pub counts: Option<Arc<SubjectCounts>>,
 }
 
 /// Another node.

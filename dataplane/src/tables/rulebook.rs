@@ -11,6 +11,7 @@ use penstock_io::TicksPerSecond;
 use super::desired::Desired;
 use super::meters::{Meters, meters_of};
 use super::policies::Policies;
+use super::rule_counts::{LiveCounts, RuleBooks};
 use super::service::{Directory, Node, Services, wanted};
 
 /// What packets are decided by beside routes.
@@ -22,6 +23,8 @@ pub struct Rulebook {
     pub services: Arc<Services>,
     /// What endpoints with limits are measured by.
     pub(super) meters: Meters,
+    /// What the programs of endpoints are counted by.
+    pub(super) counts: Arc<LiveCounts>,
 }
 
 /// Makes rulebooks, one after the other.
@@ -29,6 +32,8 @@ pub struct Author {
     directory: Directory,
     zone: Option<Name>,
     rate: TicksPerSecond,
+    workers: u16,
+    counted: RuleBooks,
     book: Rulebook,
 }
 
@@ -37,7 +42,26 @@ impl Author {
     #[must_use]
     pub fn new(zone: Option<Name>, rate: TicksPerSecond) -> Author {
         let node = Node { addresses: Vec::new(), zone: zone.as_ref().map(ToString::to_string) };
-        Author { directory: Directory::new(node, rate), zone, rate, book: Rulebook::default() }
+        Author {
+            directory: Directory::new(node, rate),
+            zone,
+            rate,
+            workers: 1,
+            counted: RuleBooks::default(),
+            book: Rulebook::default(),
+        }
+    }
+
+    /// The same, for so many workers to decide by what it writes.
+    #[must_use]
+    pub fn for_workers(self, workers: u16) -> Author {
+        Author { workers, ..self }
+    }
+
+    /// What the rules decide, as it is counted.
+    #[must_use]
+    pub fn counted(&self) -> &RuleBooks {
+        &self.counted
     }
 
     /// The latest rulebook.
@@ -67,6 +91,7 @@ impl Author {
             };
             return Err(faults.into_iter().map(fault).collect());
         }
+        self.book.counts = self.counted.revise(&policies, desired, self.workers);
         self.book.policies = Arc::new(policies);
         self.book.services = self.directory.tables();
         self.book.meters = meters_of(desired, &self.book.meters, self.rate);
