@@ -1,5 +1,7 @@
 //! The connection table as it is listed: rows with the names that configuration gives to numbers.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,7 +9,7 @@ use penstock_api::proto;
 use penstock_api::query::ConnectionQuery;
 use penstock_io::Ticks;
 
-use super::stateful::Connections;
+use super::stateful::{BackendKey, Connections, ServiceCounters};
 use crate::conntrack::{Connection, Direction, Seconds, Tuple};
 use crate::slowpath::facts::state_name;
 use crate::supervisor::Engine;
@@ -27,7 +29,7 @@ pub struct ConnectionTable {
 impl ConnectionTable {
     /// The table of an engine; `None` if it keeps no connections.
     #[must_use]
-    pub fn of(engine: &Engine) -> Option<Arc<dyn Connections>> {
+    pub fn of(engine: &Engine) -> Option<Arc<ConnectionTable>> {
         let tracker = engine.tracker()?.clone();
         Some(Arc::new(ConnectionTable { tracker, snapshot: engine.published() }))
     }
@@ -44,6 +46,31 @@ impl Connections for ConnectionTable {
         });
         let rows = found.iter().map(|it| row(&Named::of(&snapshot, it), it, now, &self.tracker));
         (rows.collect(), next.map(u64::from))
+    }
+}
+
+impl ServiceCounters for ConnectionTable {
+    fn connections(&self) -> HashMap<BackendKey, u64> {
+        let snapshot = Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner));
+        let now = self.tracker.seconds(Ticks::now());
+        let counts = RefCell::new(HashMap::<u32, u64>::new());
+        // None is kept, so one piece is all.
+        self.tracker.table.list(0, &mut Vec::with_capacity(1), |connection| {
+            if let Some(number) = connection.parties.backend.checked_sub(1)
+                && connection.deadline > now
+            {
+                *counts.borrow_mut().entry(number).or_default() += 1;
+            }
+            false
+        });
+        let key = |(number, count)| {
+            let (port, backend) = snapshot.services.backend(BackendId::new(number)?)?;
+            let service = port.service().to_owned();
+            let (protocol, port) = port.port();
+            let backend = (backend.address, backend.port);
+            Some((BackendKey { service, protocol: protocol.number(), port, backend }, count))
+        };
+        counts.into_inner().into_iter().filter_map(key).collect()
     }
 }
 

@@ -114,9 +114,6 @@ fn unkept(desired: &Desired) -> Vec<String> {
             unkept.push(format!("service {}: nobody answers at its health check port", service.name));
         }
     }
-    let logs =
-        desired.policies().filter(|it| it.rules.iter().any(|rule| rule.action == model::RuleAction::Log));
-    unkept.extend(logs.map(|policy| format!("policy {}: what its log rules meet is not told", policy.name)));
     unkept
 }
 
@@ -255,8 +252,40 @@ pub(super) fn drops(engine: &Engine, all: bool) -> Vec<proto::Drop> {
         sentence: reason.sentence().to_owned(),
         packets: count(reason),
     });
-    rows.filter(|row| all || row.packets > 0).collect()
+    rows.chain(port_losses(engine)).filter(|row| all || row.packets > 0).collect()
 }
+
+/// What ports lost, before or after a worker had it in its hands.
+fn port_losses(engine: &Engine) -> impl Iterator<Item = proto::Drop> {
+    let stats = port_stats(engine);
+    PORT_LOSSES.into_iter().map(move |(reason, sentence, count)| proto::Drop {
+        reason: reason.to_owned(),
+        sentence: sentence.to_owned(),
+        packets: stats.values().map(count).sum(),
+    })
+}
+
+/// A reason to lose packets at a port: its name, its sentence, and where the number is.
+type Loss = (&'static str, &'static str, fn(&PortStats) -> u64);
+
+const PORT_LOSSES: [Loss; 5] = [
+    ("rx-too-long", "the frame did not fit a chunk of packet memory", |it| {
+        // The kernel counts a frame that found the fill ring empty as dropped as well (`__xsk_rcv` in net/xdp/xsk.c).
+        it.kernel.map_or(0, |kernel| kernel.rx_dropped.saturating_sub(kernel.fill_ring_empty))
+    }),
+    ("rx-no-buffer", "no free chunk of packet memory was there to receive into", |it| {
+        it.counters.rx_no_chunk + it.kernel.map_or(0, |kernel| kernel.fill_ring_empty)
+    }),
+    ("rx-ring-full", "the port's receive ring was full: its worker did not keep up", |it| {
+        it.kernel.map_or(0, |kernel| kernel.rx_ring_full)
+    }),
+    ("rx-invalid", "the frame was too large or malformed for the port", |it| it.counters.rx_invalid),
+    (
+        "tx-invalid",
+        "the port did not take the frame: it was too short, or its descriptor made no sense",
+        |it| it.counters.tx_invalid + it.kernel.map_or(0, |kernel| kernel.tx_invalid),
+    ),
+];
 
 pub(super) fn routes(engine: &Engine, network: Option<&str>) -> Vec<proto::RouteRow> {
     let snapshot = engine.snapshot();

@@ -4,11 +4,13 @@ use std::net::IpAddr;
 
 use penstock_api::proto;
 pub use penstock_api::proto::explain_step::Fact;
-use penstock_policy::{DecisionId, Direction, Ground, Subject};
+use penstock_policy::{DecisionId, Direction as Side, Ground, Packet as Judged, Subject, Verdict as Ruling};
 
+use super::Watch;
+use super::tracked::Stages;
 use super::words::longest_row;
 use crate::conntrack::nat::Pool;
-use crate::conntrack::{self, State};
+use crate::conntrack::{Connection, Direction, State};
 use crate::tables::service::{Chosen, ServicePort};
 use crate::tables::{Network, Snapshot};
 
@@ -33,8 +35,8 @@ pub(super) fn new_connection() -> Fact {
     Fact::Connection(proto::ConnectionFact { state: "new".into(), reply: false })
 }
 
-pub(super) fn known_connection(state: State, direction: conntrack::Direction) -> Fact {
-    let reply = direction == conntrack::Direction::Reply;
+pub(super) fn known_connection(state: State, direction: Direction) -> Fact {
+    let reply = direction == Direction::Reply;
     Fact::Connection(proto::ConnectionFact { state: state_name(state), reply })
 }
 
@@ -56,7 +58,7 @@ pub(super) fn route(network: &Network, dst: IpAddr) -> Fact {
 
 /// What of an endpoint's rules `decision` stands for.
 #[must_use]
-pub fn rule(subject: &Subject, direction: Direction, decision: DecisionId) -> proto::RuleFact {
+pub fn rule(subject: &Subject, direction: Side, decision: DecisionId) -> proto::RuleFact {
     let fact = proto::RuleFact { direction: direction.to_string(), ..proto::RuleFact::default() };
     match subject.ground(direction, decision) {
         Ground::Rule { tier, policy, rule } => proto::RuleFact {
@@ -95,4 +97,56 @@ pub(super) fn tunnel(snapshot: &Snapshot, network: &Network, peer: u32) -> Fact 
         address: peer.map(|peer| peer.address.to_string()).unwrap_or_default(),
         network: network.name.clone(),
     })
+}
+
+impl<W: Watch> Stages<'_, W> {
+    /// Tells which service was asked, and who answers.
+    pub(super) fn tell_service(
+        &mut self,
+        port: Option<&ServicePort>,
+        chosen: Option<&Chosen>,
+        by_affinity: bool,
+    ) {
+        if let Some(port) = port {
+            self.watch.fact(|| service(port, chosen, by_affinity));
+        }
+    }
+
+    /// Tells what decided, and who asks also which rules logged and what the staged ones would decide.
+    pub(super) fn tell(&mut self, side: Side, subject: &Subject, asked: &Judged, ruling: Ruling) {
+        if self.scene.is_trial() && ruling.noted {
+            let mut logs = Vec::new();
+            let staged = subject.notes(side, asked, |rule| logs.push(rule));
+            logs.into_iter().for_each(|rule| self.tell_decision(side, subject, "log", rule));
+            if let Some(staged) = staged {
+                let would = if staged.allow {
+                    "allow, if staged were enforced"
+                } else {
+                    "deny, if staged were enforced"
+                };
+                self.tell_decision(side, subject, would, staged.decision);
+            }
+        }
+        self.tell_decision(side, subject, if ruling.allow { "allow" } else { "deny" }, ruling.decision);
+    }
+
+    fn tell_decision(&mut self, side: Side, subject: &Subject, what: &str, decision: DecisionId) {
+        self.watch
+            .stage("policy", || (format!("{side}: {what}"), subject.decider(side, decision).to_string()));
+        self.watch.fact(|| Fact::Rule(rule(subject, side, decision)));
+    }
+
+    /// Tells under which address a known connection goes on.
+    pub(super) fn tell_translation(&mut self, connection: &Connection) {
+        if !connection.translates_source() {
+            return;
+        }
+        let leaves = connection.leaves_as(Direction::Original);
+        let home = self.scene.snapshot.network(connection.original.network()).unwrap_or(self.network);
+        self.watch.stage("nat", || {
+            let outside = std::net::SocketAddr::new(leaves.src(), leaves.sport());
+            (format!("as {outside}"), "as it was chosen for its first packet".into())
+        });
+        self.watch.fact(|| nat_as(home, leaves.src(), leaves.sport()));
+    }
 }

@@ -4,12 +4,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_policy::{DecisionId, Direction as Side, Packet as Judged, Subject, Verdict as Ruling};
+use penstock_policy::{Direction as Side, Packet as Judged};
 use penstock_wire::parse::Fragment;
 use penstock_wire::reply::{Problem, Unreachable};
 use penstock_wire::rewrite::Change;
 
-use super::facts::{self, Fact};
+use super::facts;
 use super::link::link;
 use super::words::{describe_target, describe_tuple, matching_row};
 use super::{Facts, Scene, Verdict, Watch, Way, key_of};
@@ -20,7 +20,7 @@ use crate::conntrack::{
 use crate::drop::Cause;
 use crate::flow::Tracked;
 use crate::ledger::{Refusal, Ruled};
-use crate::tables::service::{Answer, Chosen, DropCause, Origin, Protocol, Query, ServicePort, SourceNat};
+use crate::tables::service::{Answer, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
 use crate::tables::{Endpoint, Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
@@ -322,12 +322,6 @@ impl<'a, W: Watch> Stages<'a, W> {
         }
     }
 
-    fn tell_service(&mut self, port: Option<&ServicePort>, chosen: Option<&Chosen>, by_affinity: bool) {
-        if let Some(port) = port {
-            self.watch.fact(|| facts::service(port, chosen, by_affinity));
-        }
-    }
-
     /// Stage 5: where the packet goes, as it leaves.
     fn route(&mut self, sent: &Tuple) -> Result<Routed<'a>, Verdict> {
         let snapshot = self.snapshot();
@@ -405,30 +399,6 @@ impl<'a, W: Watch> Stages<'a, W> {
         verdict.allow
     }
 
-    /// Tells what decided, and who asks also which rules logged and what the staged ones would decide.
-    fn tell(&mut self, side: Side, subject: &Subject, asked: &Judged, ruling: Ruling) {
-        if self.scene.is_trial() && ruling.noted {
-            let mut logs = Vec::new();
-            let staged = subject.notes(side, asked, |rule| logs.push(rule));
-            logs.into_iter().for_each(|rule| self.tell_decision(side, subject, "log", rule));
-            if let Some(staged) = staged {
-                let would = if staged.allow {
-                    "allow, if staged were enforced"
-                } else {
-                    "deny, if staged were enforced"
-                };
-                self.tell_decision(side, subject, would, staged.decision);
-            }
-        }
-        self.tell_decision(side, subject, if ruling.allow { "allow" } else { "deny" }, ruling.decision);
-    }
-
-    fn tell_decision(&mut self, side: Side, subject: &Subject, what: &str, decision: DecisionId) {
-        self.watch
-            .stage("policy", || (format!("{side}: {what}"), subject.decider(side, decision).to_string()));
-        self.watch.fact(|| Fact::Rule(facts::rule(subject, side, decision)));
-    }
-
     /// Stage 7: the addresses that the connection leaves from, if not its sender's own.
     fn source_pool(
         &mut self,
@@ -459,20 +429,6 @@ impl<'a, W: Watch> Stages<'a, W> {
             self.watch.fact(|| facts::nat_by(way.key(), pool, src.is_ipv4()));
         }
         Ok(found.map(|(_, pool)| pool))
-    }
-
-    /// Tells under which address a known connection goes on.
-    fn tell_translation(&mut self, connection: &Connection) {
-        if !connection.translates_source() {
-            return;
-        }
-        let leaves = connection.leaves_as(Direction::Original);
-        let home = self.snapshot().network(connection.original.network()).unwrap_or(self.network);
-        self.watch.stage("nat", || {
-            let outside = std::net::SocketAddr::new(leaves.src(), leaves.sport());
-            (format!("as {outside}"), "as it was chosen for its first packet".into())
-        });
-        self.watch.fact(|| facts::nat_as(home, leaves.src(), leaves.sport()));
     }
 
     /// Stage 8, and all that was decided put together.

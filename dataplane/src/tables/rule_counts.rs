@@ -116,6 +116,17 @@ impl RuleTotals {
         self.ends.get(tier).copied().unwrap_or_default()
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(rules: &[(&str, &str, u64)], ends: &[(&str, u64, u64)]) -> RuleTotals {
+        let mut totals = RuleTotals::default();
+        for (policy, rule, count) in rules {
+            *entry(entry(&mut totals.rules, policy), rule) = *count;
+        }
+        totals.ends =
+            ends.iter().map(|(tier, made, staged)| ((*tier).to_owned(), (*made, *staged))).collect();
+        totals
+    }
+
     fn add(&mut self, ground: Ground<'_>, decided: u64, would_decide: u64) {
         match ground {
             Ground::Rule { policy, rule, .. } => {
