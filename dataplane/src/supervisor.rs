@@ -13,6 +13,7 @@ mod deal;
 mod device;
 mod events;
 mod exits;
+mod former;
 mod steering;
 mod underlay;
 mod watchdog;
@@ -48,6 +49,7 @@ use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
 use deal::Deal;
 use device::{Spec, Surroundings};
+use former::Former;
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -137,6 +139,8 @@ pub struct Engine {
     author: Author,
     /// The connections.
     tracker: Tracker,
+    /// The daemon before.
+    former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
     /// The ports that the kernel is kept away from.
@@ -173,7 +177,7 @@ impl Engine {
             .with_node_ports(config.services.node_ports.clone());
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
         let author = Author::new(config.services.zone.clone(), rate).for_workers(config.cpus.len() as u16);
-        let tracker = connections::open(config, rate)?;
+        let (tracker, adopted) = connections::open(config, rate)?;
         let before = Snapshot::default();
         let mut publisher = Publisher::new(before);
         let mut workers = Vec::new();
@@ -191,6 +195,7 @@ impl Engine {
             rate,
             author,
             tracker,
+            former: Former::that_left(adopted, now),
             shown: Arc::default(),
             ports_kept: PortsKept::default(),
             started: now,
@@ -231,6 +236,7 @@ impl Engine {
     pub async fn apply(&mut self, change: Change) -> Result<Live, Refusal> {
         let began = Instant::now();
         let must_open = !matches!(change, Change::Reload(..));
+        let is_everything = matches!(change, Change::Resync(..));
         let mut next = self.desired.clone();
         next.apply(change).map_err(Refusal::Faulty)?;
         let faults = check_capacity(&next);
@@ -252,6 +258,10 @@ impl Engine {
                 return Err(Refusal::Faulty(faults));
             }
         }
+        if is_everything {
+            self.replace_former();
+        }
+        self.former.hand_over(&self.tracker.table, &self.publisher.current());
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
     }
@@ -335,21 +345,11 @@ impl Engine {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.publisher.current();
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
-        for (owner, device) in &mut self.devices {
-            if let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer)
-                && device.rules != rules
-            {
-                match steer.set_rules(&rules) {
-                    Ok(()) => device.rules = rules.clone(),
-                    Err(error) => tracing::error!("{owner}: {error}"),
-                }
-            }
-        }
+        steering::steer(&mut self.devices, &rules, self.former.rules_count());
         let used = self.knowledge.used(&self.desired, &self.devices);
         self.upkeep.set_used(used);
     }
 
-    /// What an uplink takes from the kernel: tunnels that end here and, where a network travels without tunnels, its
     /// Makes the kernel's side of the host port what the tables say; does nothing when it is so already.
     async fn prepare_host(&mut self, draft: &Snapshot) {
         let (Some(host), Some(device)) = (&self.desired.host, self.devices.get_mut(&Owner::Host)) else {

@@ -242,8 +242,10 @@ impl<'a, W: Watch> Stages<'a, W> {
             _ => return,
         };
         let snapshot = self.snapshot();
-        let endpoint = snapshot.endpoint_in(self.zone).filter(|_| cause != Cause::ConnectionsFull);
-        let network = snapshot.networks.get(self.zone.network() as usize);
+        // The table is the node's as a whole.
+        let is_ones_own = cause != Cause::ConnectionsFull;
+        let endpoint = snapshot.endpoint_in(self.zone).filter(|_| is_ones_own);
+        let network = snapshot.networks.get(self.zone.network() as usize).filter(|_| is_ones_own);
         let pool = pool.filter(|_| cause == Cause::NatExhausted);
         ledger.refused(&Refusal { cause, endpoint, network, pool, capacity }, self.scene.now);
     }

@@ -17,5 +17,6 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod restart;
 mod stateful;
 mod traffic;
