@@ -23,6 +23,7 @@ use crate::conntrack::HashSeed;
 use crate::conntrack::fragments::FragmentTable;
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, Cache, Candidate, Coarse, DeviceId, Found, Key4, Key6, Seed, Verb, ZoneId};
+use crate::ledger::Ledger;
 use crate::limiter::Limiter;
 use crate::mailbox::{Event, Events};
 use crate::offload;
@@ -102,6 +103,8 @@ pub(crate) struct Pipeline {
     pub(crate) events: Arc<Events>,
     /// The connections; `None` where none are kept.
     pub(crate) tracker: Option<Tracker>,
+    /// What it writes down while it decides.
+    pub(crate) ledger: Ledger,
     /// What first fragments said, for the later ones.
     pub(crate) fragments: FragmentTable,
     unwrapper: Unwrapper,
@@ -126,8 +129,9 @@ impl Pipeline {
             captures: Captures::new(worker),
             waiting: WaitingRoom::new(rate),
             limiter: Limiter::new(rate, 1000, 50),
-            events,
             tracker,
+            ledger: Ledger::new(worker, events.journal(), rate),
+            events,
             fragments: FragmentTable::with_capacity(
                 FRAGMENTED_PACKETS,
                 HashSeed::new(Seed::random().words()),

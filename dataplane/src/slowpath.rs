@@ -11,6 +11,7 @@
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
 //! * `link` leads to the next station, `words` explains it all to people.
 
+pub mod facts;
 mod link;
 mod tracked;
 mod words;
@@ -27,12 +28,15 @@ use penstock_wire::{icmpv6, proto, sctp, tcp};
 use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
+use crate::ledger::{Ledger, is_metered};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
 pub use words::{Question, Step, describe_zone, explain};
 
+use facts::Fact;
 use link::link;
+pub(crate) use words::describe_tuple;
 use words::{describe_target, matching_row};
 
 /// What is decided by.
@@ -44,8 +48,8 @@ pub struct Scene<'a> {
     pub tracker: Option<&'a Tracker>,
     /// The time.
     pub now: Ticks,
-    /// Whether somebody only asks: no connection is opened or changed.
-    pub is_trial: bool,
+    /// What is written down; `None` if somebody only asks: then no connection is opened or changed either.
+    pub ledger: Option<&'a Ledger>,
 }
 
 /// How a packet goes on.
@@ -59,6 +63,14 @@ pub struct Way {
     pub tracked: Tracked,
     /// Whether the packets of its flow that follow go the same way without being asked.
     pub lasts: bool,
+}
+
+impl Scene<'_> {
+    /// Whether somebody only asks.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.ledger.is_none()
+    }
 }
 
 impl Way {
@@ -117,12 +129,18 @@ pub enum Answer {
 pub trait Watch {
     /// A stage has decided; `say` gives the decision and its ground.
     fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String));
+
+    /// What that stage decided, part by part.
+    fn fact(&mut self, fact: impl FnOnce() -> Fact);
 }
 
 /// Nobody does.
 impl Watch for () {
     #[inline(always)]
     fn stage(&mut self, _stage: &'static str, _say: impl FnOnce() -> (String, String)) {}
+
+    #[inline(always)]
+    fn fact(&mut self, _fact: impl FnOnce() -> Fact) {}
 }
 
 /// The addresses and the protocol of a packet, whichever the family.
@@ -405,11 +423,20 @@ fn route(
         return Verdict::Refuse(Cause::NoRoute.into(), Problem::Unreachable(Unreachable::Network));
     };
     watch.stage("route", || (describe_target(snapshot, target), matching_row(network, packet.dst)));
+    watch.fact(|| facts::route(network, packet.dst));
     if loops(zone, target) {
         return Verdict::Drop(Cause::RouteLoop.into());
     }
     let verdict = link(snapshot, target, packet, watch);
+    tell_tunnel(snapshot, network, target, watch);
     seen_from(snapshot, zone, verdict, |way| way)
+}
+
+/// Tells which tunnel a packet goes into, if it does.
+fn tell_tunnel(snapshot: &Snapshot, network: &Network, target: &Target, watch: &mut impl Watch) {
+    if let Target::Tunnel { peer, template: Some(_) } = target {
+        watch.fact(|| facts::tunnel(snapshot, network, *peer));
+    }
 }
 
 /// Whether a packet would go back to where it came from.
@@ -437,7 +464,8 @@ fn seen_from(
         Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
-    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))
+    let is_metered = is_metered(snapshot, zone, way.action.out());
+    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial).metering(is_metered), ..way }))
 }
 
 fn is_group(address: IpAddr) -> bool {

@@ -1,13 +1,14 @@
-//! The pipeline's third stage for packets of a known flow that a connection is kept of: the connection hears of it now and
-//! then, and addresses are rewritten.
+//! The pipeline's third stage for packets of a known flow that needs more than its action: limits are asked, the
+//! connection hears of it now and then, and addresses are rewritten.
 
 use penstock_io::Frame;
 use penstock_wire::{ipv4, ipv6, proto, sctp, tcp};
 
 use crate::conntrack::Packet;
 use crate::conntrack::life::leaves_fast_path;
-use crate::flow::{Coarse, DeviceId, Key};
-use crate::pipeline::{L3, Moment, Pipeline};
+use crate::drop::Cause;
+use crate::flow::{Action, Coarse, DeviceId, Key, ZoneId};
+use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 
 /// Offset of the next header in an IPv6 header (RFC 8200 section 3).
 const V6_NEXT_HEADER_AT: usize = 6;
@@ -31,6 +32,9 @@ impl Pipeline {
             let (cache, key) = (&self.cache6, self.key6_of(lane));
             (*cache.action(index), cache.tracked(index), cache.is_new_period(index, coarse), key.protocol())
         };
+        if !action.is_tracked() {
+            return self.act_metered(at, device, lane, index, action, frame);
+        }
         let l4 = transport_at(frame.bytes(), leaving.is_ipv4, protocol);
         let lives = match (&self.tracker, l4) {
             (Some(tracker), Some(l4)) => {
@@ -53,6 +57,9 @@ impl Pipeline {
             return self.slow(at, zone, device, frame);
         };
         self.tally.counts.hits += 1;
+        if let Err(cause) = self.meter(at, zone, action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
         if action.rewrites() {
             if action.finishes_checksums() {
                 crate::pipeline::finish_checksum(frame.bytes_mut());
@@ -65,7 +72,7 @@ impl Pipeline {
                 self.cache6.rewrite(index).apply(frame.bytes_mut(), L3, l4, end)
             };
             if !done {
-                return self.tally.drop(crate::drop::Cause::NotTranslatable, frame, &mut self.pool);
+                return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
             }
         }
         if leaving.is_ipv4 {
@@ -74,6 +81,50 @@ impl Pipeline {
             self.cache6.count(index, leaving.len.into(), coarse);
         }
         self.carry_out(at.snapshot, action, leaving, frame);
+    }
+
+    /// A packet of a flow that no connection is kept of, from or to an endpoint with limits.
+    fn act_metered(
+        &mut self,
+        at: Moment<'_>,
+        device: DeviceId,
+        lane: usize,
+        index: usize,
+        action: Action,
+        frame: Frame,
+    ) {
+        let (zone, leaving, coarse) = (self.zone_of(lane), self.leaving_of(lane), Coarse::of(at.now));
+        if leaving.len > action.max_len() {
+            // Its sender must be told, or it must be cut.
+            self.tally.counts.stale += 1;
+            return self.slow(at, zone, device, frame);
+        }
+        self.tally.counts.hits += 1;
+        if let Err(cause) = self.meter(at, zone, action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
+        if leaving.is_ipv4 {
+            self.cache4.count(index, leaving.len.into(), coarse);
+        } else {
+            self.cache6.count(index, leaving.len.into(), coarse);
+        }
+        self.carry_out(at.snapshot, action, leaving, frame);
+    }
+
+    /// Lets a packet pass the limits of the endpoints that it comes from and goes to.
+    #[inline]
+    pub(crate) fn meter(
+        &self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        action: Action,
+        leaving: Leaving,
+    ) -> Result<(), Cause> {
+        if !action.is_metered() {
+            return Ok(());
+        }
+        let zone = at.snapshot.zones.get(zone.number()).copied();
+        self.ledger.admit(at.snapshot, zone, action.out(), leaving.len, at.now)
     }
 }
 

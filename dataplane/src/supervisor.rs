@@ -43,6 +43,7 @@ use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
 use crate::tables::desired::{Change, Desired};
+use crate::tables::rule_counts::RuleBooks;
 use crate::tables::rulebook::Author;
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
@@ -175,7 +176,7 @@ impl Engine {
         let desired = Desired::new(config.node.clone(), config.host.clone())
             .with_node_ports(config.services.node_ports.clone());
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
-        let author = Author::new(config.services.zone.clone(), rate);
+        let author = Author::new(config.services.zone.clone(), rate).for_workers(config.cpus.len() as u16);
         let (tracker, adopted) = connections::open(config, rate)?;
         let before = Snapshot::default();
         let mut publisher = Publisher::new(before);
@@ -451,6 +452,18 @@ impl Engine {
     #[must_use]
     pub fn tracker(&self) -> Option<&Tracker> {
         Some(&self.tracker)
+    }
+
+    /// What the rules of policies decide, as it is counted.
+    #[must_use]
+    pub fn rule_books(&self) -> &RuleBooks {
+        self.author.counted()
+    }
+
+    /// What workers tell of what they meet.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// The tables as they are published.

@@ -107,6 +107,7 @@ pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr 
 struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
+    rules: &'a Rulebook,
     networks: Vec<&'a model::Network>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
@@ -115,7 +116,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &Rulebook) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &'a Rulebook) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
@@ -143,6 +144,7 @@ impl<'a> Compiler<'a> {
         Compiler {
             desired,
             underlay,
+            rules,
             networks,
             network_index,
             peer_index,
@@ -242,6 +244,7 @@ impl<'a> Compiler<'a> {
             let index = self.snapshot.endpoints.len() as u32;
             let zone = self.zone(Zone::Endpoint { network, endpoint: index });
             let mac = endpoint.mac.get();
+            let subject = self.snapshot.policies.subject(endpoint.name.as_str()).cloned();
             self.device(device, Device::Endpoint { zone, mac });
             self.snapshot.endpoints.push(Arc::new(Endpoint {
                 name: endpoint.name.to_string(),
@@ -253,7 +256,9 @@ impl<'a> Compiler<'a> {
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
-                subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
+                meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
+                counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
+                subject,
             }));
         }
     }

@@ -1,5 +1,5 @@
-//! Policies and services: compiled apart from the other tables, since they can be refused and since backends keep their
-//! numbers from one compile to the next.
+//! Policies, services and limits: compiled apart from the other tables, since they can be refused and since backends keep
+//! their numbers, and endpoints what they may still send, from one compile to the next.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +9,9 @@ use penstock_api::model::Name;
 use penstock_io::TicksPerSecond;
 
 use super::desired::Desired;
+use super::meters::{Meters, meters_of};
 use super::policies::Policies;
+use super::rule_counts::{LiveCounts, RuleBooks};
 use super::service::{Directory, Node, Services, wanted};
 
 /// What packets are decided by beside routes.
@@ -19,12 +21,19 @@ pub struct Rulebook {
     pub policies: Arc<Policies>,
     /// Which backends answer for services.
     pub services: Arc<Services>,
+    /// What endpoints with limits are measured by.
+    pub(super) meters: Meters,
+    /// What the programs of endpoints are counted by.
+    pub(super) counts: Arc<LiveCounts>,
 }
 
 /// Makes rulebooks, one after the other.
 pub struct Author {
     directory: Directory,
     zone: Option<Name>,
+    rate: TicksPerSecond,
+    workers: u16,
+    counted: RuleBooks,
     book: Rulebook,
 }
 
@@ -33,7 +42,26 @@ impl Author {
     #[must_use]
     pub fn new(zone: Option<Name>, rate: TicksPerSecond) -> Author {
         let node = Node { addresses: Vec::new(), zone: zone.as_ref().map(ToString::to_string) };
-        Author { directory: Directory::new(node, rate), zone, book: Rulebook::default() }
+        Author {
+            directory: Directory::new(node, rate),
+            zone,
+            rate,
+            workers: 1,
+            counted: RuleBooks::default(),
+            book: Rulebook::default(),
+        }
+    }
+
+    /// The same, for so many workers to decide by what it writes.
+    #[must_use]
+    pub fn for_workers(self, workers: u16) -> Author {
+        Author { workers, ..self }
+    }
+
+    /// What the rules decide, as it is counted.
+    #[must_use]
+    pub fn counted(&self) -> &RuleBooks {
+        &self.counted
     }
 
     /// The latest rulebook.
@@ -63,8 +91,10 @@ impl Author {
             };
             return Err(faults.into_iter().map(fault).collect());
         }
+        self.book.counts = self.counted.revise(&policies, desired, self.workers);
         self.book.policies = Arc::new(policies);
         self.book.services = self.directory.tables();
+        self.book.meters = meters_of(desired, &self.book.meters, self.rate);
         Ok(())
     }
 

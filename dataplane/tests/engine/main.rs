@@ -5,8 +5,10 @@
 mod answers;
 mod conservation;
 mod forwarding;
+mod limits;
 mod refusals;
 mod stateful;
+mod told;
 
 use penstock_dataplane::testbed::{self, FIRST_ENDPOINT, HOST_MAC, NEXT_HOP_MAC, Testbed, UPLINK_MAC};
 use penstock_wire::MacAddr;
