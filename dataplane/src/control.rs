@@ -8,6 +8,8 @@
 mod capture;
 mod connections;
 mod flows;
+mod health;
+mod http;
 mod look;
 mod metrics;
 mod socket;
@@ -28,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 pub use connections::ConnectionTable;
+pub use health::{HealthCheck, serve_health_checks};
 pub use metrics::{MetricsError, MetricsListener};
 pub use socket::{Listener, SocketError};
 

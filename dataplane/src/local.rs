@@ -7,7 +7,7 @@ use penstock_io::Frame;
 use penstock_wire::arp::Arp;
 use penstock_wire::ndp::{self, Neighbour};
 use penstock_wire::parse::{Fragment, Net, Parsed, parse};
-use penstock_wire::reply::{self, Problem};
+use penstock_wire::reply::{self, Problem, Unreachable};
 use penstock_wire::rewrite::rewrite;
 use penstock_wire::{fragment, proto};
 
@@ -287,7 +287,8 @@ impl Pipeline {
         self.consume(frame);
     }
 
-    /// Drops a packet and tells its sender why, unless the rules or the rate forbid it.
+    /// Drops a packet and tells its sender why, unless the rules or the rate forbid it: for a port without a listener TCP has
+    /// a word of its own, for everything else ICMP has one.
     #[cold]
     fn refuse(
         &mut self,
@@ -300,6 +301,10 @@ impl Pipeline {
     ) {
         if !self.limiter.allow(at.now) {
             self.tally.counts.errors_withheld += 1;
+        } else if problem == Problem::Unreachable(Unreachable::Port)
+            && protocol_of(parsed) == Some(proto::TCP)
+        {
+            self.make(at, zone, None, |out| reply::reset(frame.bytes(), parsed, out));
         } else if let Some(from) = error_source(at.snapshot, zone, parsed) {
             self.make(at, zone, None, |out| reply::error(frame.bytes(), parsed, problem, from, out));
         }
@@ -408,6 +413,14 @@ impl Pipeline {
 /// Whether a packet may be cut into fragments on its way.
 fn may_cut(parsed: &Parsed) -> bool {
     matches!(parsed.net, Net::V4(flow) if !flow.dont_fragment)
+}
+
+fn protocol_of(parsed: &Parsed) -> Option<u8> {
+    match parsed.net {
+        Net::V4(flow) => Some(flow.proto),
+        Net::V6(flow) => Some(flow.proto),
+        Net::Arp | Net::Other(_) => None,
+    }
 }
 
 /// ARP and neighbour solicitations, which are about this link and no flow.

@@ -80,6 +80,7 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
         warnings.push("packet memory lies in ordinary pages, which makes forwarding slower".to_owned());
     }
     warnings.extend(unkept(engine.desired()));
+    warnings.extend(engine.contested().map(|it| it.to_string()));
     warnings.extend(engine.waiting().iter().map(|(owner, why)| format!("{owner} is not open: {why}")));
     for (index, worker) in engine.workers().iter().enumerate() {
         let health = worker.health();
@@ -116,9 +117,6 @@ fn unkept(desired: &Desired) -> Vec<String> {
                 "service {}: its remote backends answer through this node, not directly",
                 service.name
             ));
-        }
-        if service.health_check_node_port.is_some() {
-            unkept.push(format!("service {}: nobody answers at its health check port", service.name));
         }
     }
     let logs =

@@ -367,24 +367,12 @@ impl<'a, W: Watch> Stages<'a, W> {
         let facts = Facts { dst: leaves.dst(), ..*self.packet };
         let verdict = link(self.snapshot(), routed.target, &facts, self.watch);
         super::seen_from(self.snapshot(), self.zone, verdict, |way| Way {
-            change: change(arrives, leaves),
+            change: Some(arrives.change_to(leaves)).filter(|change| *change != Change::default()),
             tracked,
             lasts: lasts && self.packet.fragment == Fragment::Whole,
             ..way
         })
     }
-}
-
-/// What a packet that came as one tuple gets to leave as another.
-fn change(arrives: &Tuple, leaves: &Tuple) -> Option<Change> {
-    let unlike = |a: IpAddr, b: IpAddr| (a != b).then_some(b);
-    let change = Change {
-        src: unlike(arrives.src(), leaves.src()),
-        dst: unlike(arrives.dst(), leaves.dst()),
-        sport: (arrives.sport() != leaves.sport()).then(|| leaves.sport()),
-        dport: (arrives.dport() != leaves.dport()).then(|| leaves.dport()),
-    };
-    (change != Change::default()).then_some(change)
 }
 
 fn cause_of(verdict: u16) -> Option<Cause> {

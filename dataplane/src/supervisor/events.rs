@@ -152,6 +152,7 @@ impl Engine {
         }
         self.probe().await;
         self.settle_generations();
+        self.reclaim_backends();
     }
 
     /// Asks the kernel for the neighbours that are due.

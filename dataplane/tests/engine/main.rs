@@ -6,6 +6,7 @@ mod answers;
 mod conservation;
 mod forwarding;
 mod refusals;
+mod services;
 mod stateful;
 
 use penstock_dataplane::testbed::{self, FIRST_ENDPOINT, HOST_MAC, NEXT_HOP_MAC, Testbed, UPLINK_MAC};

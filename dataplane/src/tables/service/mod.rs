@@ -256,6 +256,12 @@ impl Services {
         Some((port, port.backend(id)?))
     }
 
+    /// The addresses that node ports are served at.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
+    }
+
     /// Where services can be reached, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = (FrontendKey, &ServicePort, FrontendKind)> {
         self.frontends.iter().map(|(key, frontend)| (*key, &*frontend.port, frontend.kind))
