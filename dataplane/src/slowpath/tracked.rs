@@ -340,7 +340,9 @@ impl<'a, W: Watch> Stages<'a, W> {
                 "the backend is remote"
             };
             self.watch.stage("nat", || ("an address of the node".into(), why.into()));
-            return snapshot.node_pool.as_deref().map(Some).ok_or(Cause::NoNatAddress);
+            let is_inside = matches!(routed.target, Target::Endpoint(_) | Target::Tunnel { .. });
+            let pool = if is_inside { &snapshot.inner_pool } else { &snapshot.node_pool };
+            return pool.as_deref().map(Some).ok_or(Cause::NoNatAddress);
         }
         let Target::Native { device, peer: None, .. } = routed.target else { return Ok(None) };
         let (src, dst) = (tuple.src(), sent.dst());

@@ -287,8 +287,18 @@ impl<'a> Compiler<'a> {
         let chosen = self.desired.egress_ips().map(|it| &it.address);
         self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();
         let ports = NatPool::default_ports();
-        let own = Pool::new(&self.snapshot.underlay_addresses, ports.first()..=ports.last());
-        self.snapshot.node_pool = own.ok().map(Arc::new);
+        let pool =
+            |addresses: &[IpAddr]| Pool::new(addresses, ports.first()..=ports.last()).ok().map(Arc::new);
+        let outer = &self.snapshot.underlay_addresses;
+        // An underlay of one family has no address for clients of the other, and an overlay of both has.
+        let told = self.desired.host.as_ref().map_or(&[][..], |host| &host.addresses);
+        let of_family = |ipv4: bool| {
+            let told: Vec<IpAddr> = told.iter().filter(|it| it.is_ipv4() == ipv4).copied().collect();
+            let outer = outer.iter().filter(move |it| it.is_ipv4() == ipv4).copied();
+            if told.is_empty() { outer.collect() } else { told }
+        };
+        let inner = [true, false].map(of_family).concat();
+        (self.snapshot.node_pool, self.snapshot.inner_pool) = (pool(outer), pool(&inner));
     }
 
     /// Routes that follow from endpoints, the host and the peers.

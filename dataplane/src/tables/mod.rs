@@ -65,6 +65,9 @@ pub struct Snapshot {
     pub outside_addresses: HashSet<IpAddr>,
     /// The addresses and ports of the node that stand in for clients whose answers must come back here.
     pub node_pool: Option<Arc<Pool>>,
+    /// The same, for answers that come through tunnels or from this node's own endpoints: the addresses that the node has in
+    /// its network, as far as it is told any.
+    pub inner_pool: Option<Arc<Pool>>,
     /// MAC addresses of the underlay's neighbours, by device.
     pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
 }

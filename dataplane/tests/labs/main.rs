@@ -15,5 +15,6 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod services;
 mod stateful;
 mod traffic;
