@@ -68,6 +68,12 @@ members = [{}]
     )
 }
 
+/// Takes the service from node `i`.
+fn forget(lab: &Lab, i: u8) {
+    lab.ask(i, "delete backends web:main");
+    lab.ask(i, "delete service web");
+}
+
 /// The script of backends and clients.
 pub fn backend_script() -> String {
     repository().join("dataplane/tests/labs/backend.py").display().to_string()
@@ -177,7 +183,7 @@ fn local_traffic_keeps_the_clients_address_and_stays_on_the_node() {
     assert_eq!(asked.status.code(), Some(28), "timed out: {asked:?}");
     assert!(lab.drops(2)["no-local-backend"] > 0);
     // The port goes with its service.
-    lab.ask(2, "delete service web");
+    forget(&lab, 2);
     wait_until("nobody answers any more", || {
         lab.outside().attempt(&format!("curl -sm 1 http://{}:30999/", under4(2))).status.code() == Some(7)
     });
@@ -327,7 +333,7 @@ fn the_nodes_own_programs_reach_services() {
         assert_eq!(census(&answers).len(), 2, "{answers:?}");
     }
     assert!(lab.node(1).run("ip route show proto 112").contains("10.96.0.1"));
-    lab.ask(1, "delete service web");
+    forget(&lab, 1);
     assert!(
         !lab.node(1).run("ip route show proto 112").contains("10.96.0.1"),
         "the route goes with the service"
