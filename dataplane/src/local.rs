@@ -122,7 +122,8 @@ impl Pipeline {
     /// Lets a packet go its way, and remembers the way if it lasts.
     fn go(&mut self, at: Moment<'_>, zone: ZoneId, way: &Way, parsed: &Parsed, mut frame: Frame) {
         let leaving = if way.lasts { self.install(at, zone, parsed, way) } else { self.leaving(parsed) };
-        if leaving.len > way.action.max_len() && !may_cut(parsed) {
+        // Pieces of a packet that is sent on for a service would each have to say so.
+        if leaving.len > way.action.max_len() && (way.asked.is_some() || !may_cut(parsed)) {
             // Its sender is told of the packet as it sent it.
             return self.too_long(at, zone, way.action, leaving, frame);
         }
@@ -136,6 +137,8 @@ impl Pipeline {
         }
         if leaving.len > way.action.max_len() {
             self.too_long(at, zone, way.action, leaving, frame);
+        } else if let Some(asked) = &way.asked {
+            self.carry_out_served(at.snapshot, way.action, leaving, asked, frame);
         } else {
             self.carry_out(at.snapshot, way.action, leaving, frame);
         }
@@ -247,7 +250,7 @@ impl Pipeline {
             Ok(parsed) => parsed,
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
         };
-        if may_cut(&parsed) {
+        if may_cut(&parsed) && !action.is_served() {
             return self.cut(at, action, leaving, &parsed, frame);
         }
         let problem = Problem::TooBig { mtu: action.max_len() };
@@ -382,7 +385,13 @@ impl Pipeline {
             Verdict::Drop(reason) | Verdict::Refuse(reason, _) => {
                 self.tally.drop(reason, frame, &mut self.pool)
             }
-            Verdict::Wait(cause, _) => self.tally.drop(cause, frame, &mut self.pool),
+            Verdict::Wait(cause, wanted) => {
+                // Not worth keeping: whoever asked will ask again, and be answered then.
+                if let Some((device, next_hop)) = wanted {
+                    self.events.tell(Event::NeighbourWanted(device, next_hop));
+                }
+                self.tally.drop(cause, frame, &mut self.pool);
+            }
             Verdict::Answer(_) => self.tally.drop(Cause::RouteLoop, frame, &mut self.pool),
         }
     }

@@ -9,15 +9,18 @@
 //! ```
 //!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
+//! * `served` is for packets that another node sends on for a service,
 //! * `link` leads to the next station, `words` explains it all to people.
 
 mod link;
+mod served;
 mod tracked;
 mod words;
 
 use std::net::IpAddr;
 
 use penstock_io::Ticks;
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::icmp;
 use penstock_wire::parse::{Fragment, Net, Parsed, V4Flow, V6Flow};
 use penstock_wire::reply::{Problem, Unreachable};
@@ -30,6 +33,7 @@ use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
+pub use served::admit;
 pub use words::{Question, Step, describe_zone, explain};
 
 use link::link;
@@ -59,13 +63,15 @@ pub struct Way {
     pub tracked: Tracked,
     /// Whether the packets of its flow that follow go the same way without being asked.
     pub lasts: bool,
+    /// What its sender asked for, where the receiver's node is to answer in that name.
+    pub asked: Option<ServedAs>,
 }
 
 impl Way {
     /// The way of every packet of a flow that no connection is kept of.
     #[must_use]
     pub fn of(action: Action) -> Way {
-        Way { action, change: None, tracked: Tracked::NONE, lasts: true }
+        Way { action, change: None, tracked: Tracked::NONE, lasts: true, asked: None }
     }
 
     /// What an IPv4 flow is remembered with.
@@ -368,6 +374,11 @@ fn check_source(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Fac
             ) if *owner == peer => Ok(()),
             _ => Err(Cause::SpoofedTunnelSource),
         },
+        Zone::Served { .. } => match network.route(packet.src) {
+            // Clients outside only: whoever is inside is answered through the node that it asked.
+            Some(Target::Native { peer: None, .. }) => Ok(()),
+            _ => Err(Cause::SpoofedTunnelSource),
+        },
         Zone::Host { .. } => match network.route(packet.src) {
             Some(Target::Endpoint(_)) => Err(Cause::SpoofedSource),
             _ => Ok(()),
@@ -419,6 +430,8 @@ fn loops(zone: Zone, target: &Target) -> bool {
             Zone::Tunnel { peer, .. },
             Target::Tunnel { peer: next, .. } | Target::Native { peer: Some(next), .. },
         ) => peer == *next,
+        // The peer took an endpoint that is not here for one of ours.
+        (Zone::Served { .. }, target) => !matches!(target, Target::Endpoint(_)),
         (Zone::Native { .. }, Target::Native { .. }) | (Zone::Host { .. }, Target::Host) => true,
         _ => false,
     }
@@ -434,7 +447,7 @@ fn seen_from(
     let Verdict::Go(way) = verdict else { return verdict };
     let partial = match zone {
         Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
-        Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
     Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))

@@ -8,6 +8,7 @@ use crate::conntrack::Packet;
 use crate::conntrack::life::leaves_fast_path;
 use crate::flow::{Coarse, DeviceId, Key};
 use crate::pipeline::{L3, Moment, Pipeline};
+use crate::served::asked_by;
 
 /// Offset of the next header in an IPv6 header (RFC 8200 section 3).
 const V6_NEXT_HEADER_AT: usize = 6;
@@ -53,6 +54,7 @@ impl Pipeline {
             return self.slow(at, zone, device, frame);
         };
         self.tally.counts.hits += 1;
+        let asked = if action.is_served() { asked_by(frame.bytes(), L3, l4, leaving.is_ipv4) } else { None };
         if action.rewrites() {
             if action.finishes_checksums() {
                 crate::pipeline::finish_checksum(frame.bytes_mut());
@@ -73,7 +75,10 @@ impl Pipeline {
         } else {
             self.cache6.count(index, leaving.len.into(), coarse);
         }
-        self.carry_out(at.snapshot, action, leaving, frame);
+        match asked {
+            None => self.carry_out(at.snapshot, action, leaving, frame),
+            Some(asked) => self.carry_out_served(at.snapshot, action, leaving, &asked, frame),
+        }
     }
 }
 

@@ -112,9 +112,10 @@ fn unkept(desired: &Desired) -> Vec<String> {
         }
     }
     for service in desired.services() {
-        if service.dsr {
+        let network = desired.networks().find(|network| network.name == service.network);
+        if service.dsr && network.is_some_and(|it| it.encapsulation != model::Encapsulation::Geneve) {
             unkept.push(format!(
-                "service {}: its remote backends answer through this node, not directly",
+                "service {}: its remote backends answer through this node, for only Geneve can tell them to answer directly",
                 service.name
             ));
         }
@@ -382,7 +383,7 @@ fn own_address(snapshot: &Snapshot, zone: ZoneId, ipv4: bool) -> Option<IpAddr> 
     let addresses: &[IpAddr] = match snapshot.zones.get(zone.number())? {
         Zone::Endpoint { endpoint, .. } => &snapshot.endpoints.get(*endpoint as usize)?.addresses,
         Zone::Host { .. } => &snapshot.host.as_ref()?.addresses,
-        Zone::Tunnel { .. } | Zone::Native { .. } => return None,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => return None,
     };
     addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
 }

@@ -137,6 +137,11 @@ pub enum Zone {
         /// The peer that sent it.
         peer: u32,
     },
+    /// Out of a tunnel from a peer that was asked for a service which an endpoint here serves: its clients are outside.
+    Served {
+        /// The network of its VNI.
+        network: u32,
+    },
     /// From the underlay, without a tunnel.
     Native {
         /// The network that such packets belong to.
@@ -152,6 +157,7 @@ impl Zone {
             Zone::Endpoint { network, .. }
             | Zone::Host { network }
             | Zone::Tunnel { network, .. }
+            | Zone::Served { network }
             | Zone::Native { network } => network,
         }
     }
@@ -164,6 +170,8 @@ pub struct TunnelZone {
     pub zone: ZoneId,
     /// The encapsulation that its network speaks.
     pub kind: TunnelKind,
+    /// Where packets come from that the peer sends on for a service; nowhere by VXLAN, which cannot say so.
+    pub served: Option<ZoneId>,
 }
 
 /// A network.
@@ -314,6 +322,8 @@ pub struct Template {
     pub device: DeviceId,
     /// The longest inner IP packet.
     pub max_len: u16,
+    /// The same with room for what a client outside asked for, by IPv4 and by IPv6; only where a service wants it.
+    pub served: [Option<TemplateId>; 2],
 }
 
 /// The host port.

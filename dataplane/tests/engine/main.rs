@@ -6,6 +6,7 @@ mod answers;
 mod conservation;
 mod forwarding;
 mod refusals;
+mod served;
 mod services;
 mod stateful;
 

@@ -5,6 +5,7 @@
 mod changes;
 mod configurations;
 mod dissect;
+mod egress;
 mod endpoints;
 mod frames;
 mod kernel_vxlan;
@@ -15,6 +16,7 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod served;
 mod services;
 mod stateful;
 mod traffic;
