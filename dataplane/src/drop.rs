@@ -73,6 +73,7 @@ reasons! {
     NoBackend, "no-backend", "the service has no backend that is ready";
     NoLocalBackend, "no-local-backend", "the service is served by backends of this node only, and there is none";
     SourceNotServed, "source-not-served", "the client is in none of the service's source ranges";
+    NotServed, "not-served", "another node sent the packet on for a service that has no such backend here";
     NoNatAddress, "no-nat-address", "the node has no address that could stand in for the sender's";
     FragmentAlone, "fragment-alone", "the packet's first fragment, which has its ports, did not come in time";
     NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, or an SCTP fragment";

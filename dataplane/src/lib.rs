@@ -27,6 +27,7 @@ pub mod offload;
 mod outputs;
 mod pipeline;
 pub mod port;
+mod served;
 pub mod slowpath;
 pub mod snapshot;
 mod stateful;

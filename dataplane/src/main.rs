@@ -11,7 +11,9 @@ use penstock_api::Fault;
 use penstock_dataplane::config::Config;
 use penstock_dataplane::config::machine::Findings;
 use penstock_dataplane::control::stateful::Sources;
-use penstock_dataplane::control::{Listener, MetricsError, MetricsListener, REQUESTS, Service, SocketError};
+use penstock_dataplane::control::{
+    Listener, MetricsError, MetricsListener, REQUESTS, Service, SocketError, serve_health_checks,
+};
 use penstock_dataplane::supervisor::{Engine, Refusal, Request, StartError};
 use serde::Serialize;
 use thiserror::Error;
@@ -173,6 +175,7 @@ async fn serve(path: &Path, config: Config) -> Result<(), RunError> {
         tracing::info!("metrics are served on http://{}/metrics", scraped.address());
         tokio::spawn(service.clone().serve_metrics(scraped));
     }
+    tokio::spawn(serve_health_checks(engine.health_checks()));
     let server = tokio::spawn(service.serve(listener));
     tracing::info!(
         "node {} is ready: the control interface answers on {}",

@@ -209,7 +209,15 @@ impl Pipeline {
     ) -> What {
         let zone = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
             Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => zone,
-            Ok(Arrived::Tunnel(_)) => return self.lanes.refuse(lane, Cause::WrongInnerMac),
+            Ok(Arrived::Served(zone, served_as)) if is_for_router(at.snapshot, frame) => {
+                match self.admit(at, zone, &served_as, frame) {
+                    Ok(()) => zone,
+                    Err(reason) => return self.lanes.refuse(lane, reason),
+                }
+            }
+            Ok(Arrived::Tunnel(_) | Arrived::Served(..)) => {
+                return self.lanes.refuse(lane, Cause::WrongInnerMac);
+            }
             Ok(Arrived::Bare) => match native {
                 Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => zone,
                 _ => return self.lanes.refuse(lane, Cause::NotForUs),
@@ -534,7 +542,12 @@ fn run_hits(
 
 /// Makes a packet what it is to be on its next link.
 #[inline(always)]
-fn rewrite(snapshot: &Snapshot, action: &Action, leaving: Leaving, frame: &mut Frame) -> Result<(), Cause> {
+pub(crate) fn rewrite(
+    snapshot: &Snapshot,
+    action: &Action,
+    leaving: Leaving,
+    frame: &mut Frame,
+) -> Result<(), Cause> {
     if action.finishes_checksums() {
         finish_checksum(frame.bytes_mut());
     }

@@ -9,16 +9,19 @@
 //! ```
 //!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
+//! * `served` is for packets that another node sends on for a service,
 //! * `link` leads to the next station, `words` explains it all to people.
 
 pub mod facts;
 mod link;
+mod served;
 mod tracked;
 mod words;
 
 use std::net::IpAddr;
 
 use penstock_io::Ticks;
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::icmp;
 use penstock_wire::parse::{Fragment, Net, Parsed, V4Flow, V6Flow};
 use penstock_wire::reply::{Problem, Unreachable};
@@ -32,6 +35,7 @@ use crate::ledger::{Ledger, is_metered};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
+pub use served::admit;
 pub use words::{Question, Step, describe_zone, explain};
 
 use facts::Fact;
@@ -63,6 +67,8 @@ pub struct Way {
     pub tracked: Tracked,
     /// Whether the packets of its flow that follow go the same way without being asked.
     pub lasts: bool,
+    /// What its sender asked for, where the receiver's node is to answer in that name.
+    pub asked: Option<ServedAs>,
 }
 
 impl Scene<'_> {
@@ -77,7 +83,7 @@ impl Way {
     /// The way of every packet of a flow that no connection is kept of.
     #[must_use]
     pub fn of(action: Action) -> Way {
-        Way { action, change: None, tracked: Tracked::NONE, lasts: true }
+        Way { action, change: None, tracked: Tracked::NONE, lasts: true, asked: None }
     }
 
     /// What an IPv4 flow is remembered with.
@@ -386,6 +392,11 @@ fn check_source(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Fac
             ) if *owner == peer => Ok(()),
             _ => Err(Cause::SpoofedTunnelSource),
         },
+        Zone::Served { .. } => match network.route(packet.src) {
+            // Clients outside only: whoever is inside is answered through the node that it asked.
+            Some(Target::Native { peer: None, .. }) => Ok(()),
+            _ => Err(Cause::SpoofedTunnelSource),
+        },
         Zone::Host { .. } => match network.route(packet.src) {
             Some(Target::Endpoint(_)) => Err(Cause::SpoofedSource),
             _ => Ok(()),
@@ -446,6 +457,8 @@ fn loops(zone: Zone, target: &Target) -> bool {
             Zone::Tunnel { peer, .. },
             Target::Tunnel { peer: next, .. } | Target::Native { peer: Some(next), .. },
         ) => peer == *next,
+        // The peer took an endpoint that is not here for one of ours.
+        (Zone::Served { .. }, target) => !matches!(target, Target::Endpoint(_)),
         (Zone::Native { .. }, Target::Native { .. }) | (Zone::Host { .. }, Target::Host) => true,
         _ => false,
     }
@@ -461,7 +474,7 @@ fn seen_from(
     let Verdict::Go(way) = verdict else { return verdict };
     let partial = match zone {
         Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
-        Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
     let is_metered = is_metered(snapshot, zone, way.action.out());

@@ -9,6 +9,7 @@ use crate::conntrack::life::leaves_fast_path;
 use crate::drop::Cause;
 use crate::flow::{Action, Coarse, DeviceId, Key, ZoneId};
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
+use crate::served::asked_by;
 
 /// Offset of the next header in an IPv6 header (RFC 8200 section 3).
 const V6_NEXT_HEADER_AT: usize = 6;
@@ -60,6 +61,7 @@ impl Pipeline {
         if let Err(cause) = self.meter(at, zone, action, leaving) {
             return self.tally.drop(cause, frame, &mut self.pool);
         }
+        let asked = if action.is_served() { asked_by(frame.bytes(), L3, l4, leaving.is_ipv4) } else { None };
         if action.rewrites() {
             if action.finishes_checksums() {
                 crate::pipeline::finish_checksum(frame.bytes_mut());
@@ -80,7 +82,10 @@ impl Pipeline {
         } else {
             self.cache6.count(index, leaving.len.into(), coarse);
         }
-        self.carry_out(at.snapshot, action, leaving, frame);
+        match asked {
+            None => self.carry_out(at.snapshot, action, leaving, frame),
+            Some(asked) => self.carry_out_served(at.snapshot, action, leaving, &asked, frame),
+        }
     }
 
     /// A packet of a flow that no connection is kept of, from or to an endpoint with limits.

@@ -22,6 +22,8 @@
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
+#define IPV6_MORE_FRAGMENTS 0x0001
+#define IPV6_FRAGMENT_OFFSET 0xfff8
 #define VLAN_ID 0x0fff
 
 /* RFC 792 and RFC 1191; linux/icmp.h would bring the C library's headers along. */
@@ -87,6 +89,23 @@ struct ports {
 	__be16 dest;
 };
 
+/* RFC 8200, section 4.5. */
+struct fragment_head {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+/* What the fragments of a packet have in common. */
+struct fragmented {
+	struct address source;
+	struct address dest;
+	__be32 id;
+	__u8 protocol;
+	__u8 zero[3];
+};
+
 /* What precedes the quoted packet of an ICMP or ICMPv6 error. */
 struct icmp_head {
 	__u8 type;
@@ -149,6 +168,14 @@ struct {
 	__type(value, struct port_range);
 } snat_ranges SEC(".maps");
 
+/* Packets whose first fragment was taken: the later ones, which carry no ports, go with it. Those seen longest ago give way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragmented);
+	__type(value, __u8);
+} fragments SEC(".maps");
+
 static __always_inline struct address mapped(__be32 ipv4)
 {
 	struct address address = { .bytes = { [10] = 0xff, [11] = 0xff } };
@@ -194,6 +221,42 @@ static __always_inline enum owner owner_of_ports(const struct address *dest, __u
 	if (is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest))
 		return CONNECTION;
 	return KERNEL;
+}
+
+/* A fragment to one of the node's own addresses: the first is taken if it is a service's or a translated connection's, and the
+ * later ones go with it. All others are the kernel's, which puts them together; nobody sends tunnel packets in fragments.
+ */
+static __always_inline enum owner owner_of_fragment(const struct fragmented *packet, bool first, void *at, void *end)
+{
+	const struct ports *ports = at;
+	const struct icmp_head *icmp = at;
+	__u8 present = 1;
+	bool takes;
+
+	if (!first)
+		return bpf_map_lookup_elem(&fragments, packet) ? CONNECTION : KERNEL;
+	switch (packet->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		if ((void *)(ports + 1) > end)
+			return KERNEL;
+		takes = is_node_port(&packet->dest, packet->protocol, ports->dest) || is_snat_port(&packet->dest, ports->dest);
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((void *)(icmp + 1) > end)
+			return KERNEL;
+		takes = icmp->type == (packet->protocol == IPPROTO_ICMP ? ICMP_ECHO_REPLY : ICMPV6_ECHO_REPLY) &&
+			is_snat_port(&packet->dest, icmp->id);
+		break;
+	default:
+		return KERNEL;
+	}
+	if (!takes)
+		return KERNEL;
+	bpf_map_update_elem(&fragments, packet, &present, BPF_ANY);
+	return CONNECTION;
 }
 
 /* The quoted packet of an ICMP error is one that this node sent: by a tunnel, if the error is about its size, since the path's
@@ -259,11 +322,15 @@ static __always_inline enum owner owner_of_ipv4(void *at, void *end)
 	__builtin_memcpy(prefix.bytes, &ip->daddr, sizeof(prefix.bytes));
 	if (bpf_map_lookup_elem(&prefixes4, &prefix))
 		return CONNECTION;
-	/* The kernel puts fragments together for the node's own addresses: the later ones carry no ports. */
-	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
-		return KERNEL;
 	dest = mapped(ip->daddr);
 	at += ip->ihl * 4;
+	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET)) {
+		struct fragmented packet = {
+			.source = mapped(ip->saddr), .dest = dest, .id = ip->id, .protocol = ip->protocol,
+		};
+
+		return owner_of_fragment(&packet, !(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET)), at, end);
+	}
 	switch (ip->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
@@ -298,7 +365,19 @@ static __always_inline enum owner owner_of_ipv6(void *at, void *end)
 		return CONNECTION;
 	__builtin_memcpy(&dest, &ip->daddr, sizeof(dest));
 	at = (void *)(ip + 1);
-	/* Nobody sends tunnel packets with extension headers; such packets, fragments among them, are the kernel's. */
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		const struct fragment_head *fragment = at;
+		struct fragmented packet = { .dest = dest };
+
+		/* One that is whole all the same (RFC 6946) is the kernel's. */
+		if ((void *)(fragment + 1) > end || !(fragment->offset & bpf_htons(IPV6_MORE_FRAGMENTS | IPV6_FRAGMENT_OFFSET)))
+			return KERNEL;
+		__builtin_memcpy(&packet.source, &ip->saddr, sizeof(packet.source));
+		packet.id = fragment->id;
+		packet.protocol = fragment->next;
+		return owner_of_fragment(&packet, !(fragment->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)), (void *)(fragment + 1), end);
+	}
+	/* Nobody sends tunnel packets with extension headers; such packets are the kernel's. */
 	switch (ip->nexthdr) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:

@@ -246,6 +246,13 @@ impl Table {
         None
     }
 
+    /// Whose the live connections among these entries are.
+    pub fn parties(&self, entries: std::ops::Range<u32>) -> impl Iterator<Item = Parties> {
+        let records = self.records.get(entries.start as usize..entries.end as usize).unwrap_or_default();
+        let live = records.iter().filter(|record| entry::lives(record[CONTROL].load(Ordering::Acquire)));
+        live.map(|record| Parties::of(record[PARTIES].load(Ordering::Relaxed)))
+    }
+
     /// Creates a connection: both its directions are found from the same moment on, or neither.
     ///
     /// A tuple that belongs to a connection whose time is over is free. When no entry is, an unassured connection gives

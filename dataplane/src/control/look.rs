@@ -80,6 +80,7 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
         warnings.push("packet memory lies in ordinary pages, which makes forwarding slower".to_owned());
     }
     warnings.extend(unkept(engine.desired()));
+    warnings.extend(engine.contested().map(|it| it.to_string()));
     warnings.extend(engine.waiting().iter().map(|(owner, why)| format!("{owner} is not open: {why}")));
     for (index, worker) in engine.workers().iter().enumerate() {
         let health = worker.health();
@@ -104,14 +105,12 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
 fn unkept(desired: &Desired) -> Vec<String> {
     let mut unkept = Vec::new();
     for service in desired.services() {
-        if service.dsr {
+        let network = desired.networks().find(|network| network.name == service.network);
+        if service.dsr && network.is_some_and(|it| it.encapsulation != model::Encapsulation::Geneve) {
             unkept.push(format!(
-                "service {}: its remote backends answer through this node, not directly",
+                "service {}: its remote backends answer through this node, for only Geneve can tell them to answer directly",
                 service.name
             ));
-        }
-        if service.health_check_node_port.is_some() {
-            unkept.push(format!("service {}: nobody answers at its health check port", service.name));
         }
     }
     unkept
@@ -420,7 +419,7 @@ fn own_address(snapshot: &Snapshot, zone: ZoneId, ipv4: bool) -> Option<IpAddr> 
     let addresses: &[IpAddr] = match snapshot.zones.get(zone.number())? {
         Zone::Endpoint { endpoint, .. } => &snapshot.endpoints.get(*endpoint as usize)?.addresses,
         Zone::Host { .. } => &snapshot.host.as_ref()?.addresses,
-        Zone::Tunnel { .. } | Zone::Native { .. } => return None,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => return None,
     };
     addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
 }

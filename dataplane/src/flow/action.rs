@@ -31,6 +31,8 @@ const TRACKED: u8 = 2;
 const REWRITE: u8 = 4;
 /// An endpoint at one end of the flow has limits.
 const METERED: u8 = 8;
+/// The tunnel header says what the packet's sender asked for: the receiver's node answers in its name.
+const SERVED: u8 = 16;
 
 /// The compiled action of a flow: 24 bytes, so that key, counters and action share a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
@@ -85,6 +87,19 @@ impl Action {
     #[must_use]
     pub fn metering(self, is: bool) -> Action {
         self.flagged(METERED, is)
+    }
+
+    /// The same behind the header of `template`, which has room for what the packet's sender asked for.
+    #[must_use]
+    pub fn serving(self, template: TemplateId, max_len: u16) -> Action {
+        Action { template: template.0, max_len, ..self.flagged(SERVED, true) }
+    }
+
+    /// Whether the tunnel header says what the packet's sender asked for.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.flags & SERVED != 0
     }
 
     fn flagged(self, flag: u8, is: bool) -> Action {

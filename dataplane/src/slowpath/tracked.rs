@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_policy::{Direction as Side, Packet as Judged};
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::parse::Fragment;
+use penstock_wire::proto;
 use penstock_wire::reply::{Problem, Unreachable};
 use penstock_wire::rewrite::Change;
 
@@ -15,12 +17,12 @@ use super::words::{describe_target, describe_tuple, matching_row};
 use super::{Facts, Scene, Verdict, Watch, Way, key_of};
 use crate::conntrack::{
     Connection, Decision, Direction, Limits, Match, NetworkId, Opening, Owner, Parties, Progress, Refused,
-    State, Status, Tuple, life, nat,
+    Seconds, State, Status, Tuple, life, nat,
 };
-use crate::drop::Cause;
-use crate::flow::Tracked;
+use crate::drop::{Cause, Reason};
+use crate::flow::{TemplateId, Tracked};
 use crate::ledger::{Refusal, Ruled};
-use crate::tables::service::{Answer, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
+use crate::tables::service::{Answer, BackendId, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
 use crate::tables::{Endpoint, Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
@@ -65,9 +67,13 @@ impl<'a, W: Watch> Stages<'a, W> {
         // Twice: another worker may have opened or ended the connection in between.
         for _ in 0..2 {
             let now = self.tracker.seconds(self.scene.now);
-            let known = self.tracker.table.find(&tuple, now);
+            let known = self.find(&tuple, now);
             let verdict = match known.and_then(|it| Some((it, self.tracker.table.view(it.connection)?))) {
                 Some((found, connection)) => self.follow(found, &connection),
+                // Its connection was there a moment ago, or it is a packet that opens none.
+                None if matches!(self.zone, Zone::Served { .. }) => {
+                    Some(Verdict::Drop(Cause::Unsolicited.into()))
+                }
                 None => self.open(tuple),
             };
             if let Some(verdict) = verdict {
@@ -81,6 +87,32 @@ impl<'a, W: Watch> Stages<'a, W> {
         self.scene.snapshot
     }
 
+    fn find(&self, tuple: &Tuple, now: Seconds) -> Option<Match> {
+        if !matches!(self.zone, Zone::Served { .. }) {
+            return self.tracker.table.find(tuple, now);
+        }
+        // It comes as it goes on: the node that was asked has rewritten it. Its answers tell its connection.
+        let found = self.tracker.table.find(&tuple.inverse(), now)?;
+        Some(Match { direction: found.direction.other(), ..found })
+    }
+
+    /// Opens the connection of a packet that another node was `asked` for and has `sent` on.
+    pub(super) fn admit(&mut self, asked: Tuple, sent: Tuple) -> Result<(), Reason> {
+        let status = life::open(self.packet.life, &self.tracker.settings).map_err(invalid)?;
+        let verdict = self.judge(&asked, &sent, Occasion::Opening);
+        if let Some(cause) = cause_of(verdict) {
+            return Err(cause.into());
+        }
+        let decision = Decision { epoch: self.snapshot().policies.epoch(), verdict };
+        let opening =
+            Opening { original: asked, forwarded: sent, status, parties: Parties::default(), decision };
+        match self.create(&opening, None) {
+            // Another worker may have just opened it.
+            Ok(_) | Err(Refused::Taken { ours: Direction::Original, .. }) => Ok(()),
+            Err(refused) => Err(refusal(refused).into()),
+        }
+    }
+
     /// Stage 3: a packet of a known connection. `None` if the connection is over, so that the packet opens a new one.
     fn follow(&mut self, found: Match, connection: &Connection) -> Option<Verdict> {
         let Match { direction, .. } = found;
@@ -90,6 +122,10 @@ impl<'a, W: Watch> Stages<'a, W> {
             (way.into(), format!("{} ({state})", describe_tuple(&connection.original)))
         });
         self.watch.fact(|| facts::known_connection(connection.status.state, direction));
+        if self.is_orphaned(connection) {
+            self.tracker.table.remove(self.tracker.worker, connection.reference);
+            return None;
+        }
         if let Some(cause) = self.still_refused(connection) {
             return Some(Verdict::Drop(cause.into()));
         }
@@ -98,14 +134,56 @@ impl<'a, W: Watch> Stages<'a, W> {
             Ok(None) => return None,
             Err(verdict) => return Some(verdict),
         };
-        let (arrives, leaves) = (connection.arrives_as(direction), connection.leaves_as(direction));
         self.tell_translation(connection);
+        let leaves = connection.leaves_as(direction);
+        let is_rewritten = matches!(self.zone, Zone::Served { .. });
+        let arrives = if is_rewritten { leaves } else { connection.arrives_as(direction) };
         let routed = match self.route(&leaves) {
             Ok(routed) => routed,
             Err(verdict) => return Some(verdict),
         };
         let tracked = Tracked { connection: connection.reference, direction };
-        Some(self.link(routed, &arrives, &leaves, tracked, status.is_cacheable()))
+        // Without an address of ours for the client's, answers from elsewhere do not pass here.
+        let is_direct = direction == Direction::Original
+            && matches!(self.zone, Zone::Native { .. })
+            && matches!(routed.target, Target::Tunnel { .. })
+            && connection.translates_destination()
+            && !connection.translates_source();
+        let verdict = self.link(routed, &arrives, &leaves, tracked, status.is_cacheable());
+        Some(if is_direct { self.serve_directly(verdict, &arrives) } else { verdict })
+    }
+
+    /// Turns the way to a backend's node into one on which that node is told to answer in the name of what was `asked`.
+    fn serve_directly(&mut self, verdict: Verdict, asked: &Tuple) -> Verdict {
+        let Verdict::Go(way) = verdict else { return verdict };
+        let served = self.served_template(way.action.template(), asked.dst());
+        let Some((template, max_len)) = served else { return Verdict::Drop(Cause::PeerUnresolved.into()) };
+        self.watch.stage("link", || ("answered directly".into(), "by the backend's node".into()));
+        let asked = Some(ServedAs { address: asked.dst(), port: asked.dport() });
+        Verdict::Go(Way { action: way.action.serving(template, max_len), asked, ..way })
+    }
+
+    /// The template beside `plain` that says what a client asked for, and the longest packet that it carries.
+    fn served_template(&self, plain: TemplateId, asked: IpAddr) -> Option<(TemplateId, u16)> {
+        let templates = &self.snapshot().templates;
+        let id = templates.get(usize::from(plain.0))?.served[usize::from(asked.is_ipv6())]?;
+        Some((id, templates.get(usize::from(id.0))?.max_len))
+    }
+
+    /// Whether the backend's node can answer the client itself. `Err` while nobody knows the way there.
+    fn is_direct(
+        &mut self,
+        tuple: &Tuple,
+        chosen: Option<&Chosen>,
+        routed: &Routed<'a>,
+    ) -> Result<bool, Verdict> {
+        match (chosen, routed.target) {
+            (Some(Chosen { is_direct: true, .. }), Target::Tunnel { template, .. }) => match template {
+                Some(plain) => Ok(self.served_template(*plain, tuple.dst()).is_some()),
+                None => Err(link(self.snapshot(), routed.target, self.packet, self.watch)),
+            },
+            _ => Ok(false),
+        }
     }
 
     /// Takes the connection on by this packet. `Ok(None)` if the packet opens a new one in its place.
@@ -123,6 +201,14 @@ impl<'a, W: Watch> Stages<'a, W> {
             Progress::Reopened | Progress::Gone => Ok(None),
             Progress::Invalid(why) => Err(Verdict::Drop(invalid(why).into())),
         }
+    }
+
+    /// Whether a conversation's backend is gone for good: datagrams would go there for as long as their sender keeps its port,
+    /// where a connection of TCP or SCTP breaks and is opened anew.
+    fn is_orphaned(&self, connection: &Connection) -> bool {
+        let backend = connection.parties.backend.checked_sub(1).and_then(BackendId::new);
+        let is_gone = backend.is_some_and(|id| self.snapshot().services.backend(id).is_none());
+        is_gone && self.packet.proto == proto::UDP && !self.scene.is_trial()
     }
 
     /// Whether policies refuse a connection, asking them again if they changed.
@@ -164,6 +250,14 @@ impl<'a, W: Watch> Stages<'a, W> {
             // Refused connections are not kept: a flood of them would fill the table.
             return Some(Verdict::Drop(cause.into()));
         }
+        let is_direct = match self.is_direct(&tuple, chosen.as_ref(), &routed) {
+            Ok(is_direct) => is_direct,
+            Err(verdict) => return Some(verdict),
+        };
+        let chosen = chosen.map(|chosen| match chosen.source {
+            SourceNat::Keep if chosen.is_direct && !is_direct => Chosen { source: SourceNat::Node, ..chosen },
+            _ => chosen,
+        });
         let pool = match self.source_pool(&tuple, &sent, chosen.as_ref(), &routed) {
             Ok(pool) => pool,
             Err(cause) => return Some(Verdict::Drop(cause.into())),
@@ -171,6 +265,9 @@ impl<'a, W: Watch> Stages<'a, W> {
         if pool.is_some() && !matches!(routed.target, Target::Endpoint(_) | Target::Tunnel { .. }) {
             sent = sent.in_network(NetworkId::default());
         }
+        // Its beginning was judged above; of what follows only one side is seen here.
+        let one_way = || life::open_one_way(self.packet.life, &self.tracker.settings).ok();
+        let status = if is_direct { one_way().unwrap_or(status) } else { status };
         let opening = Opening {
             original: tuple,
             forwarded: sent,
@@ -183,7 +280,8 @@ impl<'a, W: Watch> Stages<'a, W> {
         };
         if self.scene.is_trial() {
             let leaves = opening.forwarded;
-            return Some(self.link(routed, &tuple, &leaves, Tracked::NONE, false));
+            let verdict = self.link(routed, &tuple, &leaves, Tracked::NONE, false);
+            return Some(if is_direct { self.serve_directly(verdict, &tuple) } else { verdict });
         }
         if let Err(cause) = self.meter(&routed) {
             return Some(Verdict::Drop(cause.into()));
@@ -192,7 +290,8 @@ impl<'a, W: Watch> Stages<'a, W> {
             Ok(connection) => {
                 let leaves = self.tracker.table.view(connection)?.leaves_as(Direction::Original);
                 let tracked = Tracked { connection, direction: Direction::Original };
-                Some(self.link(routed, &tuple, &leaves, tracked, status.is_cacheable()))
+                let verdict = self.link(routed, &tuple, &leaves, tracked, status.is_cacheable());
+                Some(if is_direct { self.serve_directly(verdict, &tuple) } else { verdict })
             }
             // Another worker has just opened it.
             Err(Refused::Taken { ours: Direction::Original, .. }) => None,
@@ -276,7 +375,7 @@ impl<'a, W: Watch> Stages<'a, W> {
             origin: match self.zone {
                 Zone::Endpoint { .. } => Origin::Endpoint,
                 Zone::Host { .. } => Origin::Node,
-                Zone::Tunnel { .. } => Origin::Cluster,
+                Zone::Tunnel { .. } | Zone::Served { .. } => Origin::Cluster,
                 Zone::Native { .. } => Origin::Outside,
             },
             src: tuple.src(),
@@ -418,7 +517,9 @@ impl<'a, W: Watch> Stages<'a, W> {
                 "the backend is remote"
             };
             self.watch.stage("nat", || ("an address of the node".into(), why.into()));
-            let pool = snapshot.node_pool.as_ref().ok_or(Cause::NoNatAddress)?;
+            let is_inside = matches!(routed.target, Target::Endpoint(_) | Target::Tunnel { .. });
+            let pool = if is_inside { &snapshot.inner_pool } else { &snapshot.node_pool };
+            let pool = pool.as_ref().ok_or(Cause::NoNatAddress)?;
             self.watch.fact(|| facts::nat_by(facts::NODE.into(), pool, tuple.src().is_ipv4()));
             return Ok(Some(pool));
         }
@@ -449,24 +550,12 @@ impl<'a, W: Watch> Stages<'a, W> {
         let verdict = link(self.snapshot(), routed.target, &leaving, self.watch);
         super::tell_tunnel(self.snapshot(), routed.network, routed.target, self.watch);
         super::seen_from(self.snapshot(), self.zone, verdict, |way| Way {
-            change: change(arrives, leaves),
+            change: Some(arrives.change_to(leaves)).filter(|change| *change != Change::default()),
             tracked,
             lasts: lasts && self.packet.fragment == Fragment::Whole,
             ..way
         })
     }
-}
-
-/// What a packet that came as one tuple gets to leave as another.
-fn change(arrives: &Tuple, leaves: &Tuple) -> Option<Change> {
-    let unlike = |a: IpAddr, b: IpAddr| (a != b).then_some(b);
-    let change = Change {
-        src: unlike(arrives.src(), leaves.src()),
-        dst: unlike(arrives.dst(), leaves.dst()),
-        sport: (arrives.sport() != leaves.sport()).then(|| leaves.sport()),
-        dport: (arrives.dport() != leaves.dport()).then(|| leaves.dport()),
-    };
-    (change != Change::default()).then_some(change)
 }
 
 fn cause_of(verdict: u16) -> Option<Cause> {

@@ -21,6 +21,7 @@ pub fn describe_zone(snapshot: &Snapshot, zone: Zone) -> String {
         Zone::Tunnel { peer, .. } => {
             snapshot.peers.get(peer as usize).map_or("peer ?".into(), |peer| format!("peer {}", peer.name))
         }
+        Zone::Served { .. } => "a peer, for a service".into(),
         Zone::Native { .. } => "uplink".into(),
     }
 }

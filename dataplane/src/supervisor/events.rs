@@ -156,6 +156,7 @@ impl Engine {
         }
         self.probe().await;
         self.settle_generations();
+        self.reclaim_backends();
     }
 
     /// Nothing of the daemon before counts any more but its connections.

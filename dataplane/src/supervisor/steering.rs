@@ -71,7 +71,7 @@ fn node_ports(desired: &Desired, snapshot: &Snapshot) -> Vec<NodePort> {
     let ports = ports
         .filter_map(|it| Some((penstock_api::model::Protocol::from(it.protocol).number(), it.node_port?)));
     let at = |(protocol, port)| {
-        snapshot.underlay_addresses.iter().map(move |&address| NodePort { address, protocol, port })
+        snapshot.services.node_addresses().iter().map(move |&address| NodePort { address, protocol, port })
     };
     ports.flat_map(at).collect()
 }

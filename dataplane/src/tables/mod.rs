@@ -69,6 +69,9 @@ pub struct Snapshot {
     pub outside_addresses: HashSet<IpAddr>,
     /// The addresses and ports of the node that stand in for clients whose answers must come back here.
     pub node_pool: Option<Arc<Pool>>,
+    /// The same, for answers that come through tunnels or from this node's own endpoints: the addresses that the node has in
+    /// its network, as far as it is told any.
+    pub inner_pool: Option<Arc<Pool>>,
     /// MAC addresses of the underlay's neighbours, by device.
     pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
 }
@@ -154,6 +157,11 @@ pub enum Zone {
         /// The peer that sent it.
         peer: u32,
     },
+    /// Out of a tunnel from a peer that was asked for a service which an endpoint here serves: its clients are outside.
+    Served {
+        /// The network of its VNI.
+        network: u32,
+    },
     /// From the underlay, without a tunnel.
     Native {
         /// The network that such packets belong to.
@@ -169,6 +177,7 @@ impl Zone {
             Zone::Endpoint { network, .. }
             | Zone::Host { network }
             | Zone::Tunnel { network, .. }
+            | Zone::Served { network }
             | Zone::Native { network } => network,
         }
     }
@@ -181,6 +190,8 @@ pub struct TunnelZone {
     pub zone: ZoneId,
     /// The encapsulation that its network speaks.
     pub kind: TunnelKind,
+    /// Where packets come from that the peer sends on for a service; nowhere by VXLAN, which cannot say so.
+    pub served: Option<ZoneId>,
 }
 
 /// A network.
@@ -335,6 +346,8 @@ pub struct Template {
     pub device: DeviceId,
     /// The longest inner IP packet.
     pub max_len: u16,
+    /// The same with room for what a client outside asked for, by IPv4 and by IPv6; only where a service wants it.
+    pub served: [Option<TemplateId>; 2],
 }
 
 /// The host port.

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_api::Fault;
-use penstock_api::model::Name;
+use penstock_api::model::{Name, Prefix};
 use penstock_io::TicksPerSecond;
 
 use super::desired::Desired;
 use super::meters::{Meters, meters_of};
 use super::policies::Policies;
 use super::rule_counts::{LiveCounts, RuleBooks};
-use super::service::{Directory, Node, Services, wanted};
+use super::service::{Directory, Marks, Node, Services, wanted};
+use crate::snapshot::Epoch;
 
 /// What packets are decided by beside routes.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +35,8 @@ pub struct Author {
     rate: TicksPerSecond,
     workers: u16,
     counted: RuleBooks,
+    /// Where node ports answer, of the node's addresses; everywhere when empty.
+    node_port_prefixes: Vec<Prefix>,
     book: Rulebook,
 }
 
@@ -48,8 +51,15 @@ impl Author {
             rate,
             workers: 1,
             counted: RuleBooks::default(),
+            node_port_prefixes: Vec::new(),
             book: Rulebook::default(),
         }
+    }
+
+    /// The same, with node ports only at those of the node's addresses that lie in these prefixes; at all when there is none.
+    #[must_use]
+    pub fn with_node_ports_at(self, prefixes: Vec<Prefix>) -> Author {
+        Author { node_port_prefixes: prefixes, ..self }
     }
 
     /// The same, for so many workers to decide by what it writes.
@@ -98,10 +108,24 @@ impl Author {
         Ok(())
     }
 
-    /// The node's addresses are these: node ports answer there.
+    /// The latest rulebook was published as `epoch`.
+    pub fn published(&mut self, epoch: Epoch) {
+        self.directory.published(epoch);
+    }
+
+    /// Takes back the numbers of former backends: see [`Directory::reclaim`].
+    pub fn reclaim(&mut self, slowest: Epoch, marks: &Marks) -> usize {
+        self.directory.reclaim(slowest, marks)
+    }
+
+    /// The node's addresses are these: node ports answer there, or at those of them that were chosen.
     pub fn set_addresses(&mut self, addresses: &[IpAddr]) {
         let zone = self.zone.as_ref().map(ToString::to_string);
-        self.directory.set_node(Node { addresses: addresses.to_vec(), zone });
+        let chosen = &self.node_port_prefixes;
+        let answers =
+            |address: &&IpAddr| chosen.is_empty() || chosen.iter().any(|it| it.net().contains(*address));
+        let addresses = addresses.iter().filter(answers).copied().collect();
+        self.directory.set_node(Node { addresses, zone });
         self.book.services = self.directory.tables();
     }
 }

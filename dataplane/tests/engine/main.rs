@@ -7,6 +7,8 @@ mod conservation;
 mod forwarding;
 mod limits;
 mod refusals;
+mod served;
+mod services;
 mod stateful;
 mod told;
 

@@ -11,7 +11,7 @@ use super::{MAC_A, MAC_B, NODE1, POD_A, POD_B, objects, router};
 
 const A: [u8; 4] = [10, 1, 1, 1];
 const B: [u8; 4] = [10, 1, 1, 2];
-const SERVICE: [u8; 4] = [10, 96, 0, 1];
+pub const SERVICE: [u8; 4] = [10, 96, 0, 1];
 const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 
 /// Two pods; `b` takes TCP to port 5432 from `a`'s identity and nothing else; a service that `b` serves; a way out.
@@ -61,7 +61,7 @@ const MORE: &str = r#"
     ports = "50000-50999"
 "#;
 
-fn node() -> Testbed {
+pub fn node() -> Testbed {
     let text = objects("vxlan") + MORE;
     let mut node = testbed::stateful_node_with(&text, &[IpAddr::V4(NODE1.into())], 4096, 4096);
     let gateway = IpAddr::from([192, 168, 1, 254]);
@@ -72,12 +72,12 @@ fn node() -> Testbed {
 }
 
 /// A TCP segment from a pod to its gateway.
-fn tcp(from: u16, src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: &str) -> Vec<u8> {
+pub fn tcp(from: u16, src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: &str) -> Vec<u8> {
     let mac = if from == POD_A { MAC_A } else { MAC_B };
     segment(mac.0, router(NODE1).0, src, dst, flags)
 }
 
-fn segment(
+pub fn segment(
     src_mac: [u8; 6],
     dst_mac: [u8; 6],
     src: ([u8; 4], u16),
@@ -101,7 +101,7 @@ fn segment(
 }
 
 /// The flow of a frame whose checksums are right.
-fn flow(frame: &[u8]) -> V4Flow {
+pub fn flow(frame: &[u8]) -> V4Flow {
     let parsed = parse(frame).unwrap();
     let Net::V4(flow) = parsed.net else { panic!("no IPv4 packet") };
     let segment = &frame[parsed.l4.into()..parsed.end.into()];
@@ -110,18 +110,18 @@ fn flow(frame: &[u8]) -> V4Flow {
     flow
 }
 
-fn ends(flow: &V4Flow) -> (([u8; 4], u16), ([u8; 4], u16)) {
+pub fn ends(flow: &V4Flow) -> (([u8; 4], u16), ([u8; 4], u16)) {
     ((flow.src.octets(), flow.sport), (flow.dst.octets(), flow.dport))
 }
 
 /// Sends a frame and gives back the flow of the only one that comes out.
-fn pass(node: &mut Testbed, from: u16, frame: &[u8], to: u16) -> V4Flow {
+pub fn pass(node: &mut Testbed, from: u16, frame: &[u8], to: u16) -> V4Flow {
     let out = node.through(from, frame, to);
     assert_eq!(out.len(), 1, "one frame comes out of {to}");
     flow(&out[0])
 }
 
-fn refused(node: &mut Testbed, from: u16, frame: &[u8], cause: Cause) {
+pub fn refused(node: &mut Testbed, from: u16, frame: &[u8], cause: Cause) {
     let before = node.worker.drops(cause);
     node.deliver(from, frame);
     node.turn_after(1000);

@@ -5,6 +5,7 @@
 mod changes;
 mod configurations;
 mod dissect;
+mod egress;
 mod endpoints;
 mod frames;
 mod insight;
@@ -18,5 +19,7 @@ mod operations;
 mod overlay;
 mod ovs_geneve;
 mod restart;
+mod served;
+mod services;
 mod stateful;
 mod traffic;

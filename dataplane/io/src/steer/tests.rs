@@ -231,6 +231,46 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
     }
 }
 
+/// A fragment of an IPv6 packet: offset in units of eight bytes, whether more follow, the packet's identification.
+fn fragment6(src: &str, dst: &str, next: u8, offset: u16, more: bool, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut body = vec![next, 0];
+    body.extend((offset << 3 | u16::from(more)).to_be_bytes());
+    body.extend(id.to_be_bytes());
+    body.extend(payload);
+    ipv6(src, dst, 44, &body)
+}
+
+#[test]
+fn later_fragments_go_where_the_first_went() {
+    let (program, _socket) = program(Role::Uplink, 0);
+    let go4 = |src: &str, protocol: u8, offset: u16, payload: &[u8]| {
+        let more = if offset == 0 { 0x2000 } else { 0 };
+        run(&program, &ethernet(IPV4, &ipv4_with(src, NODE, protocol, 0, offset | more, payload)))
+    };
+    use Verdict::{Kernel, Taken};
+    assert_eq!(go4(OTHER, UDP, 185, &[0; 8]), Kernel, "nobody has seen its first fragment");
+    assert_eq!(go4(OTHER, UDP, 0, &ports(80, 40000)), Taken, "to a translated connection");
+    assert_eq!(go4(OTHER, UDP, 185, &[0; 8]), Taken);
+    assert_eq!(go4(OTHER, TCP, 185, &[0; 8]), Kernel, "of another protocol");
+    assert_eq!(go4("192.0.2.98", UDP, 185, &[0; 8]), Kernel, "of another sender");
+    assert_eq!(go4(OTHER, TCP, 0, &ports(80, 30080)), Taken, "to a node port");
+    assert_eq!(go4(OTHER, TCP, 185, &[0; 8]), Taken);
+    assert_eq!(go4(OTHER, ICMP, 0, &icmp(8, 0, 40001, &[])), Kernel, "a ping of the node");
+    assert_eq!(go4(OTHER, ICMP, 185, &[0; 8]), Kernel);
+    assert_eq!(go4(OTHER, ICMP, 0, &icmp(0, 0, 40001, &[])), Taken, "the answer to a translated ping");
+    assert_eq!(go4(OTHER, ICMP, 185, &[0; 8]), Taken);
+
+    let go6 = |id: u32, offset: u16, more: bool, payload: &[u8]| {
+        run(&program, &ethernet(IPV6, &fragment6(OTHER6, NODE6, UDP, offset, more, id, payload)))
+    };
+    assert_eq!(go6(7, 185, false, &[0; 8]), Kernel);
+    assert_eq!(go6(7, 0, true, &ports(1, 30053)), Taken);
+    assert_eq!(go6(7, 185, false, &[0; 8]), Taken);
+    assert_eq!(go6(8, 185, false, &[0; 8]), Kernel, "of another packet");
+    assert_eq!(go6(9, 0, false, &ports(1, 30053)), Kernel, "no fragment but for its header");
+    assert_eq!(go6(9, 0, true, &ports(1, 30053)[..3]), Kernel, "ports cut short");
+}
+
 #[test]
 fn an_uplink_without_a_socket_is_closed_to_connections_alone() {
     let (program, _socket) = program(Role::Uplink, 0);

@@ -250,6 +250,23 @@ impl Services {
         })
     }
 
+    /// Whether a service at this address and port, of whichever node the address is, has this backend: whom another node
+    /// says that its clients asked.
+    #[must_use]
+    pub fn has_backend(
+        &self,
+        network: Vni,
+        asked: (IpAddr, u16),
+        protocol: Protocol,
+        backend: (IpAddr, u16),
+    ) -> bool {
+        let places = [Place::Address(network, asked.0), Place::Node];
+        places.into_iter().any(|place| {
+            let frontend = self.frontends.get(&FrontendKey { place, protocol, port: asked.1 });
+            frontend.is_some_and(|it| it.port.backends().iter().any(|it| (it.address, it.port) == backend))
+        })
+    }
+
     /// Whether an address of a network is a service's own: nothing else has it, and only its ports answer.
     ///
     /// The other addresses of services, external ones and load balancers', may be shared with something else.
@@ -264,6 +281,12 @@ impl Services {
     pub fn backend(&self, id: BackendId) -> Option<(&ServicePort, &Backend)> {
         let port = self.owners.get(id.number() as usize)?;
         Some((port, port.backend(id)?))
+    }
+
+    /// The addresses that node ports are served at.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
     }
 
     /// Where services can be reached, in no order.

@@ -250,9 +250,9 @@ impl ServicePort {
 
     #[inline]
     fn answered_by(&self, backend: &Backend, kind: FrontendKind, query: &Query) -> Chosen {
-        let is_inside = matches!(query.origin, Origin::Endpoint | Origin::Node);
-        let is_direct =
-            self.rules.is_direct && !backend.is_local && !is_inside && kind != FrontendKind::ClusterIp;
+        // Clients inside know this node by its tunnel, and would not believe another node's answers.
+        let is_outside = query.origin == Origin::Outside && kind != FrontendKind::ClusterIp;
+        let is_direct = self.rules.is_direct && !backend.is_local && is_outside;
         let source = if backend.address == query.src {
             SourceNat::Hairpin
         } else if backend.is_local || is_direct || query.origin == Origin::Endpoint {
