@@ -18,7 +18,7 @@ use crate::conntrack::{
 use crate::drop::{Cause, Reason};
 use crate::flow::Tracked;
 use crate::tables::service::{Answer, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
-use crate::tables::{Network, Snapshot, Target, Zone};
+use crate::tables::{Endpoint, Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
 /// What a connection's word of decision says.
@@ -45,6 +45,14 @@ pub(super) struct Stages<'a, W> {
 struct Routed<'a> {
     network: &'a Network,
     target: &'a Target,
+}
+
+/// The local ends of a connection.
+struct Ends<'a> {
+    /// The network whose policies count.
+    home: &'a Network,
+    from: Option<&'a Endpoint>,
+    to: Option<&'a Endpoint>,
 }
 
 impl<'a, W: Watch> Stages<'a, W> {
@@ -112,14 +120,20 @@ impl<'a, W: Watch> Stages<'a, W> {
 
     /// Whether policies refuse a connection, asking them again if they changed.
     fn still_refused(&mut self, connection: &Connection) -> Option<Cause> {
-        let epoch = self.snapshot().policies.epoch();
-        if connection.decision.epoch == epoch && !self.scene.is_trial {
-            return cause_of(connection.decision.verdict);
+        let policies = &self.snapshot().policies;
+        let (epoch, decided) = (policies.epoch(), connection.decision);
+        if decided.epoch == epoch && !self.scene.is_trial {
+            return cause_of(decided.verdict);
         }
         let sent = connection.leaves_as(Direction::Original);
         // As it was before its source was translated: rules speak of the sender itself.
         let (src, network) = (connection.original.src(), connection.original.network());
-        let verdict = self.judge(src, network, &sent);
+        let ends = self.ends(src, network, &sent);
+        let changes = [ends.from, ends.to].into_iter().flatten().map(|endpoint| endpoint.judged_since);
+        if !self.scene.is_trial && policies.still_holds(decided.epoch, changes) {
+            return cause_of(decided.verdict);
+        }
+        let verdict = self.judge(&ends, src, &sent);
         if !self.scene.is_trial {
             self.tracker.table.decide(connection.reference, Decision { epoch, verdict });
         }
@@ -145,7 +159,8 @@ impl<'a, W: Watch> Stages<'a, W> {
             Ok(routed) => routed,
             Err(verdict) => return Some(verdict),
         };
-        let verdict = self.judge(tuple.src(), tuple.network(), &sent);
+        let ends = self.ends(tuple.src(), tuple.network(), &sent);
+        let verdict = self.judge(&ends, tuple.src(), &sent);
         if let Some(cause) = cause_of(verdict) {
             // Refused connections are not kept: a flood of them would fill the table.
             return Some(Verdict::Drop(cause.into()));
@@ -279,18 +294,24 @@ impl<'a, W: Watch> Stages<'a, W> {
         Ok(Routed { network, target })
     }
 
-    /// Stage 6: what the policies of both ends say of a connection from `src` in `network` that goes on as `sent`.
-    fn judge(&mut self, src: IpAddr, network: NetworkId, sent: &Tuple) -> u16 {
+    /// Who speaks with whom in a connection from `src` in `network` that goes on as `sent`.
+    fn ends(&self, src: IpAddr, network: NetworkId, sent: &Tuple) -> Ends<'a> {
         let snapshot = self.snapshot();
         // A packet from outside meets the policies of the network that it goes to.
         let home =
             snapshot.network(network).or_else(|| snapshot.network(sent.network())).unwrap_or(self.network);
-        let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
         let endpoint_at = |address: IpAddr| match home.route(address)? {
             Target::Endpoint(endpoint) => Some(&*snapshot.endpoints[*endpoint as usize]),
             _ => None,
         };
-        let (from, to) = (endpoint_at(src), endpoint_at(sent.dst()));
+        Ends { home, from: endpoint_at(src), to: endpoint_at(sent.dst()) }
+    }
+
+    /// Stage 6: what the policies of both ends say of a connection from `src` that goes on as `sent`.
+    fn judge(&mut self, ends: &Ends<'a>, src: IpAddr, sent: &Tuple) -> u16 {
+        let snapshot = self.snapshot();
+        let Ends { home, from, to } = *ends;
+        let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
         let is_to_itself = from.zip(to).is_some_and(|(from, to)| from.device == to.device);
         if is_to_itself {
             return ruling::ALLOWED;

@@ -108,6 +108,7 @@ struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
     networks: Vec<&'a model::Network>,
+    peers: Vec<&'a model::Peer>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
     snapshot: Snapshot,
@@ -119,8 +120,8 @@ impl<'a> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
-        let peer_index =
-            desired.peers().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
+        let peers: Vec<_> = desired.peers().collect();
+        let peer_index = peers.iter().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
         let mut underlay_addresses: Vec<IpAddr> = desired
             .uplinks()
             .filter_map(|uplink| underlay.uplinks.get(uplink.name.as_str()))
@@ -144,6 +145,7 @@ impl<'a> Compiler<'a> {
             desired,
             underlay,
             networks,
+            peers,
             network_index,
             peer_index,
             snapshot,
@@ -254,6 +256,7 @@ impl<'a> Compiler<'a> {
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
                 subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
+                judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
             }));
         }
     }
@@ -368,7 +371,7 @@ impl<'a> Compiler<'a> {
         let facts = &self.snapshot.peers[peer as usize];
         let path = facts.path.as_ref()?;
         let way = self.underlay.paths.get(&facts.address)?;
-        let configured = self.desired.peers().nth(peer as usize)?;
+        let configured = *self.peers.get(peer as usize)?;
         let (uplink, kind) = (self.underlay.uplinks.get(&way.uplink)?, kind_of(object)?);
         let outer = OuterPath {
             src_mac: uplink.mac,

@@ -270,6 +270,8 @@ pub struct Endpoint {
     pub max_connections: Option<u32>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
+    /// The last change of policies that was about it, see [`Policies::since`].
+    pub judged_since: u32,
 }
 
 /// Another node.

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_api::Fault;
-use penstock_api::model::Name;
+use penstock_api::model::{Key, Name};
 use penstock_io::TicksPerSecond;
 
-use super::desired::Desired;
+use super::desired::{Desired, Mark};
 use super::policies::Policies;
 use super::service::{Directory, Node, Services, wanted};
 
@@ -26,6 +26,8 @@ pub struct Author {
     directory: Directory,
     zone: Option<Name>,
     book: Rulebook,
+    /// The moment of the configuration, and the node's name then, that the services follow from.
+    served: Option<(Mark, Name)>,
 }
 
 impl Author {
@@ -33,7 +35,7 @@ impl Author {
     #[must_use]
     pub fn new(zone: Option<Name>, rate: TicksPerSecond) -> Author {
         let node = Node { addresses: Vec::new(), zone: zone.as_ref().map(ToString::to_string) };
-        Author { directory: Directory::new(node, rate), zone, book: Rulebook::default() }
+        Author { directory: Directory::new(node, rate), zone, book: Rulebook::default(), served: None }
     }
 
     /// The latest rulebook.
@@ -53,7 +55,27 @@ impl Author {
     /// # Errors
     /// What is wrong with policies or services; the rulebook before goes on.
     pub fn revise(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
-        let policies = Policies::compile(desired, Some(&self.book.policies))?;
+        let policies = Policies::compile(desired, &self.book.policies)?;
+        if self.touches_services(desired) {
+            self.serve(desired)?;
+        }
+        self.book.policies = Arc::new(policies);
+        self.book.services = self.directory.tables();
+        Ok(())
+    }
+
+    /// Whether anything changed that services or their backends follow from.
+    fn touches_services(&self, desired: &Desired) -> bool {
+        let Some((mark, node)) = &self.served else { return true };
+        let Some(mut changed) = desired.changed_since(*mark) else { return true };
+        let matters = |key: &Key| {
+            matches!(key, Key::Network(_) | Key::Endpoint(_) | Key::Service(_) | Key::Backends { .. })
+        };
+        *node != desired.node.name || changed.any(matters)
+    }
+
+    fn serve(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
+        self.served = None;
         let faults = self.directory.resync(wanted(desired, self.zone.as_ref()));
         if !faults.is_empty() {
             let fault = |fault: super::service::ServiceFault| {
@@ -63,8 +85,7 @@ impl Author {
             };
             return Err(faults.into_iter().map(fault).collect());
         }
-        self.book.policies = Arc::new(policies);
-        self.book.services = self.directory.tables();
+        self.served = Some((desired.mark(), desired.node.name.clone()));
         Ok(())
     }
 
