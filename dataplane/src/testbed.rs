@@ -224,7 +224,8 @@ pub struct Sizes {
 fn tracker(capacity: u32, rate: TicksPerSecond) -> Tracker {
     let plan = conntrack::Plan { capacity, owners: 1 << 16, workers: 1 };
     let memory = conntrack::Memory::private(plan.capacity).expect("memory for the test's connections");
-    let seed = conntrack::HashSeed::new([3, 5]);
+    // Of no meaning, but as irregular as a real one.
+    let seed = conntrack::HashSeed::new([0x1234_5678_9abc_def1, 0x0fed_cba9_8765_4321]);
     let (table, _) = conntrack::Table::over(memory, seed, plan, conntrack::Seconds(1), |_| None)
         .expect("memory for the test's connections");
     Tracker {

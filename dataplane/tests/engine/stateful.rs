@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use penstock_api::file::parse_objects;
 use penstock_dataplane::drop::Cause;
 use penstock_dataplane::tables::desired::Change;
-use penstock_dataplane::testbed::{self, Testbed, UPLINK};
+use penstock_dataplane::testbed::{self, Sizes, Testbed, UPLINK};
 use penstock_wire::parse::{Net, V4Flow, parse};
 
 use super::{MAC_A, MAC_B, NODE1, POD_A, POD_B, objects, router};
 
-const A: [u8; 4] = [10, 1, 1, 1];
-const B: [u8; 4] = [10, 1, 1, 2];
+pub const A: [u8; 4] = [10, 1, 1, 1];
+pub const B: [u8; 4] = [10, 1, 1, 2];
 const SERVICE: [u8; 4] = [10, 96, 0, 1];
 const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 
@@ -63,8 +63,12 @@ const MORE: &str = r#"
 "#;
 
 fn node() -> Testbed {
+    node_of(Sizes { flows: 4096, chunks: 4096, connections: Some(1 << 16) })
+}
+
+pub fn node_of(sizes: Sizes) -> Testbed {
     let text = objects("vxlan") + MORE;
-    let mut node = testbed::stateful_node_with(&text, &[IpAddr::V4(NODE1.into())], 4096, 4096);
+    let mut node = testbed::node_of(&text, &[IpAddr::V4(NODE1.into())], sizes);
     let gateway = IpAddr::from([192, 168, 1, 254]);
     let uplink = penstock_dataplane::flow::DeviceId(UPLINK);
     node.underlay.neighbours.insert((uplink, gateway), testbed::NEXT_HOP_MAC);
@@ -73,7 +77,7 @@ fn node() -> Testbed {
 }
 
 /// A TCP segment from a pod to its gateway.
-fn tcp(from: u16, src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: &str) -> Vec<u8> {
+pub fn tcp(from: u16, src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: &str) -> Vec<u8> {
     let mac = if from == POD_A { MAC_A } else { MAC_B };
     segment(mac.0, router(NODE1).0, src, dst, flags)
 }
@@ -116,7 +120,7 @@ fn ends(flow: &V4Flow) -> (([u8; 4], u16), ([u8; 4], u16)) {
 }
 
 /// Sends a frame and gives back the flow of the only one that comes out.
-fn pass(node: &mut Testbed, from: u16, frame: &[u8], to: u16) -> V4Flow {
+pub fn pass(node: &mut Testbed, from: u16, frame: &[u8], to: u16) -> V4Flow {
     let out = node.through(from, frame, to);
     assert_eq!(out.len(), 1, "one frame comes out of {to}");
     flow(&out[0])
@@ -171,7 +175,7 @@ fn a_policy_change_cuts_an_open_connection_on_its_next_packet_and_lets_it_on_aga
     pass(&mut node, POD_B, &tcp(POD_B, server, client, "A"), POD_A);
 }
 
-fn open(node: &mut Testbed, client: ([u8; 4], u16), server: ([u8; 4], u16)) {
+pub fn open(node: &mut Testbed, client: ([u8; 4], u16), server: ([u8; 4], u16)) {
     pass(node, POD_A, &tcp(POD_A, client, server, "S"), POD_B);
     pass(node, POD_B, &tcp(POD_B, server, client, "SA"), POD_A);
     pass(node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
