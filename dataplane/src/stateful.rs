@@ -2,12 +2,14 @@
 //! connection hears of it now and then, and addresses are rewritten.
 
 use penstock_io::Frame;
+use penstock_wire::rewrite::Rewrite4;
 use penstock_wire::{ipv4, ipv6, proto, sctp, tcp};
 
 use crate::conntrack::Packet;
 use crate::conntrack::life::leaves_fast_path;
 use crate::drop::Cause;
-use crate::flow::{Action, Coarse, DeviceId, Key, ZoneId};
+use crate::flow::cache::Hit;
+use crate::flow::{Action, Coarse, DeviceId, Key, Key4, ZoneId};
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 use crate::served::asked_by;
 
@@ -131,6 +133,34 @@ impl Pipeline {
         let zone = at.snapshot.zones.get(zone.number()).copied();
         self.ledger.admit(at.snapshot, zone, action.out(), leaving.len, at.now)
     }
+}
+
+/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, and the connection heard of
+/// its flow within this period.
+#[inline(always)]
+pub(crate) fn passes(hit: &Hit<'_, Key4>, key: &Key4, frame: &[u8], now: Coarse) -> bool {
+    let protocol = key.protocol();
+    let changes = |l4| changes_its_connection(frame, l4, protocol);
+    !hit.is_new_period(now) && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
+}
+
+/// Gives an IPv4 packet of `len` bytes other addresses and ports.
+///
+/// # Errors
+/// When its headers are not what the flow's are.
+#[inline]
+pub(crate) fn translate(
+    action: &Action,
+    rewrite: &Rewrite4,
+    len: u16,
+    frame: &mut Frame,
+) -> Result<(), Cause> {
+    if action.finishes_checksums() {
+        crate::pipeline::finish_checksum(frame.bytes_mut());
+    }
+    let l4 = transport_at(frame.bytes(), true, 0).ok_or(Cause::NotTranslatable)?;
+    let done = rewrite.apply(frame.bytes_mut(), L3, l4, L3 + usize::from(len));
+    if done { Ok(()) } else { Err(Cause::NotTranslatable) }
 }
 
 /// Where the transport header of a whole packet begins; `None` behind IPv6 extension headers, which the slow path walks.

@@ -250,20 +250,19 @@ impl Engine {
         let began = Instant::now();
         let must_open = !matches!(change, Change::Reload(..));
         let is_everything = matches!(change, Change::Resync(..));
-        let mut next = self.desired.clone();
-        next.apply(change).map_err(Refusal::Faulty)?;
-        let faults = check_capacity(&next);
-        if !faults.is_empty() {
+        let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
+        let undo = self.desired.apply(change).map_err(Refusal::Faulty)?;
+        let faults = check_capacity(&self.desired);
+        let revised = if faults.is_empty() { self.author.revise(&self.desired) } else { Err(faults) };
+        if let Err(faults) = revised {
+            self.desired.revert(undo);
             return Err(Refusal::Faulty(faults));
         }
-        self.author.revise(&next).map_err(Refusal::Faulty)?;
-        let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
-        let before = std::mem::replace(&mut self.desired, next);
         self.reconcile().await;
         if must_open {
             let faults = self.faults_of_new_devices(&known);
             if !faults.is_empty() {
-                self.desired = before;
+                self.desired.revert(undo);
                 // What was good a moment ago is good still.
                 let _ = self.author.revise(&self.desired);
                 self.reconcile().await;

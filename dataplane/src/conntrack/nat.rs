@@ -216,16 +216,35 @@ fn open_free(
     settings: &Settings,
     now: Seconds,
 ) -> Result<super::ConnectionRef, Refused> {
-    for sent in candidates(table, worker, opening, pool) {
-        // A look first: it is cheaper than an attempt.
-        if table.find(&sent.inverse(), now).is_some() {
-            continue;
+    let mut candidates = candidates(table, worker, opening, pool);
+    let mut near = [None; RUN as usize];
+    // The first mostly is free. Each that is not makes it likelier that the next is not either, so ever more are brought
+    // near together: when ports run out, waiting for memory is what costs.
+    let mut ahead = 1;
+    loop {
+        let mut count = 0;
+        for (place, sent) in near.iter_mut().zip(candidates.by_ref().take(ahead)) {
+            table.touch(&sent.inverse());
+            (*place, count) = (Some(sent), count + 1);
         }
-        let opening = Opening { forwarded: sent, ..*opening };
-        match table.create(worker, &opening, limits, settings, now) {
-            Err(Refused::Taken { ours: Direction::Reply, .. }) => {}
-            decided => return decided,
+        if count == 0 {
+            break;
         }
+        if count > 1 {
+            near[..count].iter().flatten().for_each(|sent| table.touch_entries(&sent.inverse()));
+        }
+        for sent in near[..count].iter().flatten() {
+            // A look first: it is cheaper than an attempt.
+            if table.find(&sent.inverse(), now).is_some() {
+                continue;
+            }
+            let opening = Opening { forwarded: *sent, ..*opening };
+            match table.create(worker, &opening, limits, settings, now) {
+                Err(Refused::Taken { ours: Direction::Reply, .. }) => {}
+                decided => return decided,
+            }
+        }
+        ahead = (ahead * 4).min(RUN as usize);
     }
     table.lanes.lane(worker.0).note(Count::Exhausted);
     Err(Refused::Exhausted)

@@ -13,7 +13,7 @@ use super::entry::{
 use super::index::{Guard, Index, MOST_ENTRIES, Place};
 use super::life::{Seconds, Settings, State, Status};
 use super::tuple::{Direction, HashSeed, Tuple};
-use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence};
+use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence, prefetch};
 
 /// The version of an entry's words: raised with every change of their meaning.
 const LAYOUT_VERSION: u32 = 2;
@@ -200,6 +200,18 @@ impl Table {
     #[inline]
     pub fn touch(&self, tuple: &Tuple) {
         self.index.touch(self.place(tuple));
+    }
+
+    /// Brings near what a look-up of this tuple reads next, once [`Table::touch`] has had its effect.
+    #[inline]
+    pub(crate) fn touch_entries(&self, tuple: &Tuple) {
+        self.index.find(self.place(tuple), |slot| {
+            if let Some(record) = self.records.get(slot.entry() as usize) {
+                prefetch(record, if slot.direction() == Direction::Original { ORIGINAL } else { REPLY });
+                prefetch(record, CONTROL);
+            }
+            None::<()>
+        });
     }
 
     /// The connection that a packet belongs to.
@@ -438,7 +450,17 @@ impl Table {
 
     /// A free entry: the worker's own, another's, or one whose connection gives way.
     fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
-        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(|entry| self.link(entry)));
+        let next = |index: u32| {
+            let link = self.link(index);
+            // It will be the next to be written.
+            let after = link.checked_sub(1).and_then(|after| self.records.get(after as usize));
+            if let Some(record) = after {
+                prefetch(record, CONTROL);
+                prefetch(record, REPLY);
+            }
+            link
+        };
+        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(next));
         pop().or_else(|| {
             self.make_room(self.lanes.lane(worker.0), None, now);
             pop()

@@ -61,6 +61,14 @@ struct Routed<'a> {
     target: &'a Target,
 }
 
+/// The local ends of a connection.
+struct Ends<'a> {
+    /// The network whose policies count.
+    home: &'a Network,
+    from: Option<&'a Arc<Endpoint>>,
+    to: Option<&'a Arc<Endpoint>>,
+}
+
 impl<'a, W: Watch> Stages<'a, W> {
     /// The verdict about a packet that is from `tuple`'s source to its destination as it came.
     pub(super) fn run(&mut self, tuple: Tuple) -> Verdict {
@@ -99,7 +107,7 @@ impl<'a, W: Watch> Stages<'a, W> {
     /// Opens the connection of a packet that another node was `asked` for and has `sent` on.
     pub(super) fn admit(&mut self, asked: Tuple, sent: Tuple) -> Result<(), Reason> {
         let status = life::open(self.packet.life, &self.tracker.settings).map_err(invalid)?;
-        let verdict = self.judge(&asked, &sent, Occasion::Opening);
+        let verdict = self.judge(&self.ends(&asked, &sent), &asked, &sent, Occasion::Opening);
         if let Some(cause) = cause_of(verdict) {
             return Err(cause.into());
         }
@@ -213,12 +221,18 @@ impl<'a, W: Watch> Stages<'a, W> {
 
     /// Whether policies refuse a connection, asking them again if they changed.
     fn still_refused(&mut self, connection: &Connection) -> Option<Cause> {
-        let epoch = self.snapshot().policies.epoch();
-        if connection.decision.epoch == epoch && !self.scene.is_trial() {
-            return cause_of(connection.decision.verdict);
+        let policies = &self.snapshot().policies;
+        let (epoch, decided) = (policies.epoch(), connection.decision);
+        if decided.epoch == epoch && !self.scene.is_trial() {
+            return cause_of(decided.verdict);
         }
-        let sent = connection.leaves_as(Direction::Original);
-        let verdict = self.judge(&connection.original, &sent, Occasion::Again);
+        let (came, sent) = (connection.original, connection.leaves_as(Direction::Original));
+        let ends = self.ends(&came, &sent);
+        let changes = [ends.from, ends.to].into_iter().flatten().map(|endpoint| endpoint.judged_since);
+        if !self.scene.is_trial() && policies.still_holds(decided.epoch, changes) {
+            return cause_of(decided.verdict);
+        }
+        let verdict = self.judge(&ends, &came, &sent, Occasion::Again);
         if !self.scene.is_trial() {
             self.tracker.table.decide(connection.reference, Decision { epoch, verdict });
         }
@@ -245,7 +259,8 @@ impl<'a, W: Watch> Stages<'a, W> {
             Ok(routed) => routed,
             Err(verdict) => return Some(verdict),
         };
-        let verdict = self.judge(&tuple, &sent, Occasion::Opening);
+        let ends = self.ends(&tuple, &sent);
+        let verdict = self.judge(&ends, &tuple, &sent, Occasion::Opening);
         if let Some(cause) = cause_of(verdict) {
             // Refused connections are not kept: a flood of them would fill the table.
             return Some(Verdict::Drop(cause.into()));
@@ -440,21 +455,27 @@ impl<'a, W: Watch> Stages<'a, W> {
         Ok(Routed { network, target })
     }
 
-    /// Stage 6: what the policies of both ends say of a connection that came as one tuple and goes on as another.
-    fn judge(&mut self, came: &Tuple, sent: &Tuple, occasion: Occasion) -> u16 {
+    /// Who speaks with whom in a connection that came as one tuple and goes on as another.
+    fn ends(&self, came: &Tuple, sent: &Tuple) -> Ends<'a> {
         let snapshot = self.snapshot();
         // A packet from outside meets the policies of the network that it goes to.
         let home = snapshot.network(came.network()).or_else(|| snapshot.network(sent.network()));
         let home = home.unwrap_or(self.network);
-        // Rules speak of the sender itself, whatever it leaves as.
-        let src = came.src();
-        let packet = sent.with_source(src, came.sport()).unwrap_or(*sent);
-        let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
         let endpoint_at = |address: IpAddr| match home.route(address)? {
             Target::Endpoint(endpoint) => snapshot.endpoints.get(*endpoint as usize),
             _ => None,
         };
-        let (from, to) = (endpoint_at(src), endpoint_at(sent.dst()));
+        // Rules speak of the sender itself, whatever it leaves as.
+        Ends { home, from: endpoint_at(came.src()), to: endpoint_at(sent.dst()) }
+    }
+
+    /// Stage 6: what the policies of both ends say of a connection that came as one tuple and goes on as another.
+    fn judge(&mut self, ends: &Ends<'a>, came: &Tuple, sent: &Tuple, occasion: Occasion) -> u16 {
+        let snapshot = self.snapshot();
+        let Ends { home, from, to } = *ends;
+        let src = came.src();
+        let packet = sent.with_source(src, came.sport()).unwrap_or(*sent);
+        let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };
         let is_to_itself = from.zip(to).is_some_and(|(from, to)| from.device == to.device);
         if is_to_itself {
             return ruling::ALLOWED;

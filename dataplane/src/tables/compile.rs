@@ -110,6 +110,7 @@ struct Compiler<'a> {
     underlay: &'a Underlay,
     rules: &'a Rulebook,
     networks: Vec<&'a model::Network>,
+    peers: Vec<&'a model::Peer>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
     snapshot: Snapshot,
@@ -121,8 +122,8 @@ impl<'a> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
-        let peer_index =
-            desired.peers().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
+        let peers: Vec<_> = desired.peers().collect();
+        let peer_index = peers.iter().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
         let mut underlay_addresses: Vec<IpAddr> = desired
             .uplinks()
             .filter_map(|uplink| underlay.uplinks.get(uplink.name.as_str()))
@@ -147,6 +148,7 @@ impl<'a> Compiler<'a> {
             underlay,
             rules,
             networks,
+            peers,
             network_index,
             peer_index,
             snapshot,
@@ -260,6 +262,7 @@ impl<'a> Compiler<'a> {
                 meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
                 counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
                 subject,
+                judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
             }));
         }
     }
@@ -386,7 +389,7 @@ impl<'a> Compiler<'a> {
         let facts = &self.snapshot.peers[peer as usize];
         let path = facts.path.as_ref()?;
         let way = self.underlay.paths.get(&facts.address)?;
-        let configured = self.desired.peers().nth(peer as usize)?;
+        let configured = *self.peers.get(peer as usize)?;
         let (uplink, kind) = (self.underlay.uplinks.get(&way.uplink)?, kind_of(object)?);
         let outer = OuterPath {
             src_mac: uplink.mac,

@@ -305,6 +305,8 @@ pub struct Endpoint {
     pub subject: Option<Arc<penstock_policy::Subject>>,
     /// How often its rules decided; there if the subject is.
     pub counts: Option<Arc<SubjectCounts>>,
+    /// The last change of policies that was about it, see [`Policies::since`].
+    pub judged_since: u32,
 }
 
 /// Another node.

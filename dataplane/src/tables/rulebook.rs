@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_api::Fault;
-use penstock_api::model::{Name, Prefix};
+use penstock_api::model::{Key, Name, Prefix};
 use penstock_io::TicksPerSecond;
 
-use super::desired::Desired;
+use super::desired::{Desired, Mark};
 use super::meters::{Meters, meters_of};
 use super::policies::Policies;
 use super::rule_counts::{LiveCounts, RuleBooks};
@@ -38,6 +38,8 @@ pub struct Author {
     /// Where node ports answer, of the node's addresses; everywhere when empty.
     node_port_prefixes: Vec<Prefix>,
     book: Rulebook,
+    /// The moment of the configuration, and the node's name then, that the services follow from.
+    served: Option<(Mark, Name)>,
 }
 
 impl Author {
@@ -53,6 +55,7 @@ impl Author {
             counted: RuleBooks::default(),
             node_port_prefixes: Vec::new(),
             book: Rulebook::default(),
+            served: None,
         }
     }
 
@@ -91,7 +94,29 @@ impl Author {
     /// # Errors
     /// What is wrong with policies or services; the rulebook before goes on.
     pub fn revise(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
-        let policies = Policies::compile(desired, Some(&self.book.policies))?;
+        let policies = Policies::compile(desired, &self.book.policies)?;
+        if self.touches_services(desired) {
+            self.serve(desired)?;
+        }
+        self.book.counts = self.counted.revise(&policies, desired, self.workers);
+        self.book.policies = Arc::new(policies);
+        self.book.services = self.directory.tables();
+        self.book.meters = meters_of(desired, &self.book.meters, self.rate);
+        Ok(())
+    }
+
+    /// Whether anything changed that services or their backends follow from.
+    fn touches_services(&self, desired: &Desired) -> bool {
+        let Some((mark, node)) = &self.served else { return true };
+        let Some(mut changed) = desired.changed_since(*mark) else { return true };
+        let matters = |key: &Key| {
+            matches!(key, Key::Network(_) | Key::Endpoint(_) | Key::Service(_) | Key::Backends { .. })
+        };
+        *node != desired.node.name || changed.any(matters)
+    }
+
+    fn serve(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
+        self.served = None;
         let faults = self.directory.resync(wanted(desired, self.zone.as_ref()));
         if !faults.is_empty() {
             let fault = |fault: super::service::ServiceFault| {
@@ -101,10 +126,7 @@ impl Author {
             };
             return Err(faults.into_iter().map(fault).collect());
         }
-        self.book.counts = self.counted.revise(&policies, desired, self.workers);
-        self.book.policies = Arc::new(policies);
-        self.book.services = self.directory.tables();
-        self.book.meters = meters_of(desired, &self.book.meters, self.rate);
+        self.served = Some((desired.mark(), desired.node.name.clone()));
         Ok(())
     }
 

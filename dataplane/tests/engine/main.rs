@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod answers;
+mod churn;
 mod conservation;
 mod forwarding;
 mod limits;
