@@ -55,7 +55,7 @@ impl Pipeline {
         self.tally.counts.hits += 1;
         if action.rewrites() {
             if action.finishes_checksums() {
-                crate::pipeline::finish_checksum(frame.bytes_mut());
+                crate::hits::finish_checksum(frame.bytes_mut());
             }
             let end = L3 + usize::from(leaving.len);
             // The headers are there: the packet was parsed, and its transport header looked at.
