@@ -57,21 +57,49 @@ impl Outputs {
     /// Queues a frame; one that finds no room is dropped and counted.
     #[inline]
     pub(crate) fn send(&mut self, device: DeviceId, frame: Frame, pool: &mut FramePool, tally: &mut Tally) {
-        if let Err((cause, frame)) = self.queue(device, frame) {
-            tally.drop(cause, frame, pool);
+        match self.open(device) {
+            Some(burst) => {
+                if let Err(frame) = burst.push(frame) {
+                    tally.drop(Cause::TxRingFull, frame, pool);
+                }
+            }
+            None => tally.drop(Cause::PortGone, frame, pool),
         }
     }
 
-    /// Queues a frame, or gives it back and says why not.
-    #[inline(always)]
-    pub(crate) fn queue(&mut self, device: DeviceId, frame: Frame) -> Result<(), (Cause, Frame)> {
-        let Some(output) = self.devices.get_mut(usize::from(device.0)) else {
-            return Err((Cause::PortGone, frame));
-        };
+    /// Queues the first frames of a burst, each for its exit; those that find no room are dropped and counted. Frames that
+    /// leave by the same device move together.
+    pub(crate) fn send_run(
+        &mut self,
+        exits: impl Iterator<Item = DeviceId>,
+        frames: &mut Burst,
+        pool: &mut FramePool,
+        tally: &mut Tally,
+    ) {
+        let mut exits = exits.peekable();
+        while let Some(exit) = exits.next() {
+            let mut count = 1;
+            while exits.next_if_eq(&exit).is_some() {
+                count += 1;
+            }
+            let (moved, cause) = match self.open(exit) {
+                Some(burst) => (frames.move_front(burst, count), Cause::TxRingFull),
+                None => (0, Cause::PortGone),
+            };
+            for frame in std::iter::from_fn(|| frames.pop()).take(count - moved) {
+                tally.drop(cause, frame, pool);
+            }
+        }
+    }
+
+    /// The frames that are to leave by a device, to add to; `None` if there is no such device.
+    #[inline]
+    fn open(&mut self, device: DeviceId) -> Option<&mut Burst> {
+        let output = self.devices.get_mut(usize::from(device.0))?;
         if output.burst.is_empty() {
             self.pending.push(device.0);
         }
-        output.burst.push(frame).map_err(|frame| (Cause::TxRingFull, frame))
+        Some(&mut output.burst)
     }
 
     /// Hands everything over.

@@ -16,7 +16,8 @@ use penstock_wire::parse::parse;
 
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, ZoneId};
-use crate::pipeline::{self, Leaving, Moment, Pipeline};
+use crate::hits;
+use crate::pipeline::{Leaving, Moment, Pipeline};
 use crate::slowpath::{self, Facts, Scene};
 use crate::tables::Snapshot;
 
@@ -48,7 +49,7 @@ impl Pipeline {
         served_as: &ServedAs,
         mut frame: Frame,
     ) {
-        let written = pipeline::rewrite(snapshot, &action, leaving, &mut frame);
+        let written = hits::rewrite(snapshot, &action, leaving, &mut frame);
         let template = snapshot.templates.get(usize::from(action.template().0));
         let stamped = written.and_then(|()| {
             let header = &template.ok_or(Cause::PeerUnresolved)?.header;

@@ -66,7 +66,7 @@ impl Pipeline {
         let asked = if action.is_served() { asked_by(frame.bytes(), L3, l4, leaving.is_ipv4) } else { None };
         if action.rewrites() {
             if action.finishes_checksums() {
-                crate::pipeline::finish_checksum(frame.bytes_mut());
+                crate::hits::finish_checksum(frame.bytes_mut());
             }
             let end = L3 + usize::from(leaving.len);
             // The headers are there: the packet was parsed, and its transport header looked at.
@@ -135,13 +135,15 @@ impl Pipeline {
     }
 }
 
-/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, and the connection heard of
-/// its flow within this period.
+/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, the connection heard of its
+/// flow within this period, and nobody counts it or answers in another's name.
 #[inline(always)]
 pub(crate) fn passes(hit: &Hit<'_, Key4>, key: &Key4, frame: &[u8], now: Coarse) -> bool {
     let protocol = key.protocol();
     let changes = |l4| changes_its_connection(frame, l4, protocol);
-    !hit.is_new_period(now) && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
+    hit.action().is_simple()
+        && !hit.is_new_period(now)
+        && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
 }
 
 /// Gives an IPv4 packet of `len` bytes other addresses and ports.
@@ -156,7 +158,7 @@ pub(crate) fn translate(
     frame: &mut Frame,
 ) -> Result<(), Cause> {
     if action.finishes_checksums() {
-        crate::pipeline::finish_checksum(frame.bytes_mut());
+        crate::hits::finish_checksum(frame.bytes_mut());
     }
     let l4 = transport_at(frame.bytes(), true, 0).ok_or(Cause::NotTranslatable)?;
     let done = rewrite.apply(frame.bytes_mut(), L3, l4, L3 + usize::from(len));

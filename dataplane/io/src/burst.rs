@@ -55,12 +55,20 @@ impl Burst {
     /// Gives the frame back when the burst is full.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.end == BURST {
-            if self.start == 0 {
-                return Err(frame);
-            }
-            self.compact();
+        let Some(slot) = self.frames.get_mut(self.end) else { return self.push_compacted(frame) };
+        slot.write(frame);
+        self.end += 1;
+        Ok(())
+    }
+
+    /// Adds a frame behind the last slot: at the end of what has moved to the front.
+    #[cold]
+    #[inline(never)]
+    fn push_compacted(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.start == 0 {
+            return Err(frame);
         }
+        self.compact();
         self.frames[self.end].write(frame);
         self.end += 1;
         Ok(())
@@ -93,6 +101,25 @@ impl Burst {
             (self.start, self.end) = (0, 0);
         }
         Some(frame)
+    }
+
+    /// Moves up to `count` frames from the front to the end of `into`, for as long as there is room; returns how many.
+    #[inline]
+    pub fn move_front(&mut self, into: &mut Burst, count: usize) -> usize {
+        let count = count.min(self.len()).min(into.room());
+        if into.end + count > BURST {
+            into.compact();
+        }
+        let moving = &self.frames[self.start..][..count];
+        let room = &mut into.frames[into.end..][..count];
+        // SAFETY: as many slots each, of two bursts; `moving` is inside `start..end`, so initialised, and given up below.
+        unsafe { std::ptr::copy_nonoverlapping(moving.as_ptr(), room.as_mut_ptr(), count) };
+        into.end += count;
+        self.start += count;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        count
     }
 
     /// Takes every frame, first to last: cheaper than popping them one by one.
@@ -173,6 +200,33 @@ impl Drop for Drain<'_> {
 mod tests {
     use super::*;
     use crate::{FramePool, Hugepages, Region};
+
+    #[test]
+    fn frames_move_to_another_burst_in_order_as_far_as_it_has_room() {
+        let mut pool = FramePool::new(Region::map(1024, Hugepages::Off).unwrap());
+        let (mut from, mut into) = (Burst::new(), Burst::new());
+        let mut fill = |burst: &mut Burst, numbers: std::ops::Range<u8>| {
+            for number in numbers {
+                let mut frame = pool.alloc().unwrap();
+                frame.fill_from(&[number]).unwrap();
+                burst.push(frame).unwrap();
+            }
+        };
+        fill(&mut from, 0..64);
+        fill(&mut into, 100..103);
+        assert_eq!(from.move_front(&mut into, 10), 10);
+        let first = into.pop().unwrap();
+        assert_eq!(first.bytes(), [100]);
+        // One place at the front of the array is free again: what is there moves to it.
+        assert_eq!(from.move_front(&mut into, 64), 52);
+        assert_eq!((from.len(), into.len()), (2, BURST));
+        let numbers: Vec<u8> = into.frames().iter().map(|frame| frame.bytes()[0]).collect();
+        assert_eq!(numbers, [101, 102].into_iter().chain(0..62).collect::<Vec<u8>>());
+        assert_eq!(from.frames()[0].bytes(), [62]);
+        pool.free(first);
+        pool.free_burst(&mut from);
+        pool.free_burst(&mut into);
+    }
 
     #[test]
     fn frames_leave_in_the_order_they_came_across_the_end_of_the_array() {

@@ -190,27 +190,22 @@ impl Frame {
 }
 
 impl Frame {
-    /// Replaces the packet by the first `len` bytes of `lines`, copied line by line.
+    /// Replaces the packet by the first `len` bytes of `lines`, copied whole: no length to look at, no call.
     ///
     /// # Errors
     /// [`NoTailroom`]; the frame is as it was. Whole lines must fit.
     #[inline(always)]
-    pub(crate) fn fill_from_lines(&mut self, lines: &[[u8; LINE]], len: usize) -> Result<(), NoTailroom> {
-        // One line or two, the common frame without and with a tunnel, are copied without a call.
-        if let ([line], Some(window)) = (lines, self.window_mut()) {
-            *window = *line;
-        } else if let ([first, second], Some(window)) = (lines, self.window_mut::<{ 2 * LINE }>()) {
-            window[..LINE].copy_from_slice(first);
-            window[LINE..].copy_from_slice(second);
-        } else {
-            let bytes = lines.as_flattened();
-            if bytes.len() > CHUNK - self.headroom() {
-                return Err(NoTailroom);
-            }
-            self.len = bytes.len() as u32;
-            self.bytes_mut().copy_from_slice(bytes);
+    pub(crate) fn fill_from_lines<const N: usize>(
+        &mut self,
+        lines: &[[u8; LINE]; N],
+        len: usize,
+    ) -> Result<(), NoTailroom> {
+        if self.headroom() + N * LINE > CHUNK {
+            return Err(NoTailroom);
         }
-        self.len = len.min(lines.len() * LINE) as u32;
+        // SAFETY: as many bytes from `head` on lie in this token's chunk (checked above).
+        unsafe { self.head.cast::<[[u8; LINE]; N]>().write(*lines) };
+        self.len = len.min(N * LINE) as u32;
         Ok(())
     }
 }

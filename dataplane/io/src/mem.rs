@@ -15,12 +15,8 @@ use crate::region::{CHUNK, HEADROOM};
 /// A port in memory.
 #[derive(Default)]
 pub struct MemPort {
-    /// Frames replayed endlessly, in the order in which they are received: reading them is one stream, as from a ring.
-    plays: Vec<Play>,
-    lines: Option<Table<[u8; LINE]>>,
-    next: usize,
-    /// The longest of them.
-    longest: usize,
+    /// Frames replayed endlessly.
+    replay: Option<Replay>,
     /// Frames that a test wants received once, in order.
     inbox: VecDeque<Vec<u8>>,
     /// What was sent, when the port keeps it.
@@ -30,13 +26,16 @@ pub struct MemPort {
     counters: PortCounters,
 }
 
-/// A frame to replay: whole cache lines, so that the common small frame is one aligned copy.
-#[derive(Clone, Copy)]
-struct Play {
-    /// The first of its lines.
-    first: u32,
-    len: u16,
-    lines: u16,
+/// Frames to replay, in the order in which they are received: reading them is one stream, as from a ring.
+struct Replay {
+    /// The frames, each in as many whole cache lines as the longest of them needs.
+    lines: Table<[u8; LINE]>,
+    /// The length of each.
+    lengths: Vec<u16>,
+    /// The longest.
+    longest: usize,
+    /// The one that comes next.
+    next: usize,
 }
 
 impl MemPort {
@@ -55,17 +54,17 @@ impl MemPort {
     pub fn replay(frames: &[Vec<u8>], order: Vec<u32>) -> MemPort {
         assert!(!order.is_empty() && order.iter().all(|&i| (i as usize) < frames.len()));
         assert!(frames.iter().all(|frame| frame.len() <= CHUNK - HEADROOM), "a frame fits a chunk");
-        let lines_of = |&i: &u32| frames[i as usize].len().div_ceil(LINE);
-        let mut lines = Table::zeroed(order.iter().map(lines_of).sum()).expect("memory for the frames");
-        let (mut first, mut plays) = (0, Vec::with_capacity(order.len()));
-        for i in &order {
-            let (frame, count) = (&frames[*i as usize], lines_of(i));
-            lines[first..first + count].as_flattened_mut()[..frame.len()].copy_from_slice(frame);
-            plays.push(Play { first: first as u32, len: frame.len() as u16, lines: count as u16 });
-            first += count;
-        }
         let longest = frames.iter().map(Vec::len).max().unwrap_or_default();
-        MemPort { plays, lines: Some(lines), longest, room: usize::MAX, ..MemPort::default() }
+        let stride = longest.div_ceil(LINE);
+        let mut lines = Table::zeroed(order.len() * stride).expect("memory for the frames");
+        let mut lengths = Vec::with_capacity(order.len());
+        for (room, &i) in lines.chunks_exact_mut(stride).zip(&order) {
+            let frame = &frames[i as usize];
+            room.as_flattened_mut()[..frame.len()].copy_from_slice(frame);
+            lengths.push(frame.len() as u16);
+        }
+        let replay = Some(Replay { lines, lengths, longest, next: 0 });
+        MemPort { replay, room: usize::MAX, ..MemPort::default() }
     }
 
     /// A port that receives nothing and discards what is sent.
@@ -89,38 +88,6 @@ impl MemPort {
         self.room = frames;
     }
 
-    /// Not inlined: in a loop of its own everything stays in registers.
-    #[inline(never)]
-    fn replay_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
-        let Some(lines) = self.lines.as_deref() else { return 0 };
-        let want = into.room();
-        let (mut got, mut bytes) = (0, 0);
-        while got < want {
-            let ahead = &self.plays[self.next..];
-            let ahead = &ahead[..ahead.len().min(want - got)];
-            let before = into.len();
-            into.extend(pool.alloc_many(ahead.len(), self.longest).zip(ahead).map(|(mut frame, play)| {
-                let first = play.first as usize;
-                // Every frame fits its chunk (`replay`).
-                let _ =
-                    frame.fill_from_lines(&lines[first..first + usize::from(play.lines)], play.len.into());
-                bytes += u64::from(play.len);
-                frame
-            }));
-            let added = into.len() - before;
-            got += added;
-            if added < ahead.len() {
-                self.counters.rx_no_chunk += (want - got) as u64;
-                break;
-            }
-            self.next += added;
-            if self.next == self.plays.len() {
-                self.next = 0;
-            }
-        }
-        self.received(got, bytes)
-    }
-
     #[inline(always)]
     fn received(&mut self, packets: usize, bytes: u64) -> usize {
         self.counters.rx_packets += packets as u64;
@@ -129,11 +96,68 @@ impl MemPort {
     }
 }
 
+impl Replay {
+    /// Receives up to `want` frames, fewer when the chunks run out; returns how many and their bytes.
+    #[inline(never)]
+    fn receive(&mut self, pool: &mut FramePool, into: &mut Burst, want: usize) -> (usize, u64) {
+        let (mut got, mut bytes) = (0, 0);
+        while got < want {
+            let before = into.len();
+            let count = pool.alloc_into(into, (want - got).min(self.lengths.len() - self.next), self.longest);
+            if count == 0 {
+                break;
+            }
+            let frames = &mut into.frames_mut()[before..];
+            bytes += match self.longest.div_ceil(LINE) {
+                // The common frame without and with a tunnel.
+                1 => self.copy_lines::<1>(frames),
+                2 => self.copy_lines::<2>(frames),
+                stride => self.copy_bytes(stride, frames),
+            };
+            got += count;
+            self.next = (self.next + count) % self.lengths.len();
+        }
+        (got, bytes)
+    }
+
+    /// Copies the next frames, whole lines at a time; returns their bytes.
+    #[inline(always)]
+    fn copy_lines<const N: usize>(&self, frames: &mut [Frame]) -> u64 {
+        let (lines, _) = self.lines.as_chunks::<N>();
+        let mut bytes = 0;
+        for ((frame, lines), &len) in
+            frames.iter_mut().zip(&lines[self.next..]).zip(&self.lengths[self.next..])
+        {
+            // Every frame fits its chunk (`MemPort::replay`).
+            let _ = frame.fill_from_lines(lines, len.into());
+            bytes += u64::from(len);
+        }
+        bytes
+    }
+
+    /// The same for frames of many lines, of which only what they are long is copied.
+    fn copy_bytes(&self, stride: usize, frames: &mut [Frame]) -> u64 {
+        let mut bytes = 0;
+        let lines = self.lines.chunks_exact(stride);
+        for ((frame, lines), &len) in
+            frames.iter_mut().zip(lines.skip(self.next)).zip(&self.lengths[self.next..])
+        {
+            // As above.
+            let _ = frame.fill_from(&lines.as_flattened()[..usize::from(len)]);
+            bytes += u64::from(len);
+        }
+        bytes
+    }
+}
+
 impl Port for MemPort {
     #[inline(always)]
     fn rx_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
-        if self.lines.is_some() {
-            return self.replay_burst(pool, into);
+        if let Some(replay) = &mut self.replay {
+            let want = into.room();
+            let (got, bytes) = replay.receive(pool, into, want);
+            self.counters.rx_no_chunk += (want - got) as u64;
+            return self.received(got, bytes);
         }
         let (mut got, mut bytes) = (0, 0);
         while into.room() > 0

@@ -14,9 +14,10 @@ const COLOURS: usize = 8;
 /// The longest packet that is coloured: it fits a chunk behind the last colour.
 const COLOURED: usize = CHUNK - HEADROOM - COLOURS * 64;
 
+/// Where a packet begins in its chunk if it is given one of `colours` colours, a power of two.
 #[inline(always)]
-fn coloured_offset(chunk: u32) -> usize {
-    let colour = (chunk as usize + chunk as usize / COLOURS) % COLOURS;
+fn coloured_offset(chunk: u32, colours: usize) -> usize {
+    let colour = (chunk as usize + chunk as usize / COLOURS) & (colours - 1);
     HEADROOM + colour * 64
 }
 
@@ -58,31 +59,31 @@ impl FramePool {
     #[inline(always)]
     pub fn alloc_for(&mut self, len: usize) -> Option<Frame> {
         let chunk = self.pop()?;
-        let offset = if len <= COLOURED { coloured_offset(chunk) } else { HEADROOM };
+        let offset = coloured_offset(chunk, if len <= COLOURED { COLOURS } else { 1 });
         // SAFETY: as in `alloc`; the largest colour leaves room inside the chunk.
         Some(unsafe { self.region.mint(chunk, offset, 0) })
     }
 
-    /// Takes up to `count` empty frames with room for `len` bytes, as [`FramePool::alloc_for`] gives them, at once.
+    /// Puts up to `count` empty frames with room for `len` bytes into a burst, as [`FramePool::alloc_for`] gives them;
+    /// returns how many there were.
     #[inline(always)]
-    pub(crate) fn alloc_many(&mut self, count: usize, len: usize) -> impl Iterator<Item = Frame> {
-        let mut chunks = [0; BURST];
-        let count = count.min(BURST);
+    pub(crate) fn alloc_into(&mut self, into: &mut Burst, count: usize, len: usize) -> usize {
+        let count = count.min(into.room());
         while self.free.len() < count && self.refill() {}
         let left = self.free.len() - count.min(self.free.len());
+        let (region, colours) = (self.region, if len <= COLOURED { COLOURS } else { 1 });
         let taken = &self.free[left..];
-        let got = taken.len();
-        chunks[..got].copy_from_slice(taken);
-        self.free.truncate(left);
-        let (region, coloured) = (self.region, len <= COLOURED);
         // Last in, first out, as one by one.
-        (0..got).rev().map(move |at| {
-            let chunk = chunks[at];
+        into.extend(taken.iter().rev().map(|&chunk| {
             region.pass(chunk, Holder::Free, Holder::User);
-            let offset = if coloured { coloured_offset(chunk) } else { HEADROOM };
-            // SAFETY: as in `alloc_for`.
+            let offset = coloured_offset(chunk, colours);
+            // SAFETY: a number on the free list has no token and is not with the kernel, and it leaves the list below; the
+            // largest colour leaves room inside the chunk.
             unsafe { region.mint(chunk, offset, 0) }
-        })
+        }));
+        let got = taken.len();
+        self.free.truncate(left);
+        got
     }
 
     /// Takes a frame back.

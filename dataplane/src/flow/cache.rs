@@ -68,11 +68,21 @@ struct Slot<K> {
     action: Action,
 }
 
-/// What the tags said: slots that may hold the key.
+impl<K> Slot<K> {
+    /// What a look-up says that found its key in this slot, the one of number `index`.
+    #[inline(always)]
+    fn found(&self, index: usize, epoch: Epoch) -> Found {
+        if self.epoch == epoch.0 as u32 { Found::Current(index) } else { Found::Stale(index) }
+    }
+}
+
+/// What the tags said: the first slot that may hold the key, or [`Candidate::NONE`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Candidate {
-    bucket: u32,
-    matches: u32,
+pub struct Candidate(u32);
+
+impl Candidate {
+    /// No tag matches: a slot that no cache has.
+    const NONE: Candidate = Candidate(u32::MAX);
 }
 
 /// What a look-up found.
@@ -203,35 +213,40 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         key.hash(self.seed)
     }
 
+    /// The bucket that a flow belongs in.
+    #[inline(always)]
+    fn first(&self, hash: u64) -> usize {
+        // Written with the table's own length, so that the compiler knows the bucket to be there.
+        hash as usize & (self.tags.len() - 1)
+    }
+
     /// First stage: brings the bucket's tags near.
     #[inline(always)]
     pub fn touch(&self, hash: u64) {
-        prefetch(&self.tags, (hash as u32 & self.mask) as usize);
+        prefetch(&self.tags, self.first(hash));
     }
 
     /// Second stage: compares the tags and brings the likely slot near.
     #[inline(always)]
     #[must_use]
     pub fn candidate(&self, hash: u64) -> Candidate {
-        let bucket = hash as u32 & self.mask;
-        let matches = equal(&self.tags[bucket as usize], tag_of(hash));
-        let slot = bucket as usize * WAYS + (matches.trailing_zeros() as usize % WAYS);
+        let bucket = self.first(hash);
+        let matches = equal(&self.tags[bucket], tag_of(hash));
+        let slot = bucket * WAYS + matches.trailing_zeros() as usize % WAYS;
         prefetch(&self.slots, slot);
         if self.translates {
             prefetch(&self.rewrites, slot);
         }
-        Candidate { bucket, matches }
+        if matches == 0 { Candidate::NONE } else { Candidate(slot as u32) }
     }
 
     /// Third stage for most hits: a flow of the current tables in the first slot that its tags name. `None` for anything
     /// else, which [`Cache::find`] tells apart.
     #[inline(always)]
     pub fn hit(&mut self, key: &K, candidate: Candidate, epoch: Epoch) -> Option<Hit<'_, K>> {
-        let way = candidate.matches.trailing_zeros() as usize % WAYS;
-        let index = candidate.bucket as usize * WAYS + way;
-        let slot = &mut self.slots[index];
-        // A slot that was given up keeps its key, so without a tag it does not count.
-        let is_hit = candidate.matches != 0 && slot.key == *key && slot.epoch == epoch.0 as u32;
+        let index = candidate.0 as usize;
+        let slot = self.slots.get_mut(index)?;
+        let is_hit = slot.key == *key && slot.epoch == epoch.0 as u32;
         is_hit.then_some(Hit { slot, rewrites: &self.rewrites, index })
     }
 
@@ -239,38 +254,29 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     #[inline(always)]
     #[must_use]
     pub fn find(&self, key: &K, hash: u64, candidate: Candidate, epoch: Epoch) -> Found {
-        let mut matches = candidate.matches;
-        while matches != 0 {
-            let index = candidate.bucket as usize * WAYS + matches.trailing_zeros() as usize % WAYS;
-            let slot = &self.slots[index];
-            if slot.key == *key {
-                return if slot.epoch == epoch.0 as u32 {
-                    Found::Current(index)
-                } else {
-                    Found::Stale(index)
-                };
-            }
-            matches &= matches - 1;
+        match self.slots.get(candidate.0 as usize) {
+            Some(slot) if slot.key == *key => slot.found(candidate.0 as usize, epoch),
+            _ => self.search(key, hash, epoch),
         }
-        self.find_spilled(key, hash, epoch)
     }
 
-    /// Looks in the second bucket, but only if the first one is full.
+    /// Looks at every slot that the flow may be in: those of its first bucket and, if that is full, those of its second.
     #[inline(never)]
-    fn find_spilled(&self, key: &K, hash: u64, epoch: Epoch) -> Found {
-        let first = hash as u32 & self.mask;
-        if equal(&self.tags[first as usize], 0) != 0 {
-            return Found::Absent;
-        }
-        let second = self.second(hash);
-        let mut matches = equal(&self.tags[second as usize], tag_of(hash));
-        while matches != 0 {
-            let index = second as usize * WAYS + matches.trailing_zeros() as usize;
-            if self.slots[index].key == *key {
-                let current = self.slots[index].epoch == epoch.0 as u32;
-                return if current { Found::Current(index) } else { Found::Stale(index) };
+    fn search(&self, key: &K, hash: u64, epoch: Epoch) -> Found {
+        for bucket in [self.first(hash), self.second(hash)] {
+            let tags = &self.tags[bucket];
+            let mut matches = equal(tags, tag_of(hash));
+            while matches != 0 {
+                let index = bucket * WAYS + matches.trailing_zeros() as usize;
+                // A slot that was given up keeps its key, so one without a tag does not count.
+                if self.slots[index].key == *key {
+                    return self.slots[index].found(index, epoch);
+                }
+                matches &= matches - 1;
             }
-            matches &= matches - 1;
+            if equal(tags, 0) != 0 {
+                break;
+            }
         }
         Found::Absent
     }
@@ -422,19 +428,19 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         None
     }
 
-    fn second(&self, hash: u64) -> u32 {
-        (hash >> 28) as u32 & self.mask
+    fn second(&self, hash: u64) -> usize {
+        (hash >> 28) as usize & (self.tags.len() - 1)
     }
 
     /// A free slot for a newcomer: in its first bucket, in its second, or by making one give way.
     fn place(&mut self, hash: u64, now: Coarse) -> Option<usize> {
-        for bucket in [hash as u32 & self.mask, self.second(hash)] {
-            let free = equal(&self.tags[bucket as usize], 0);
+        for bucket in [self.first(hash), self.second(hash)] {
+            let free = equal(&self.tags[bucket], 0);
             if free != 0 {
-                return Some(bucket as usize * WAYS + free.trailing_zeros() as usize);
+                return Some(bucket * WAYS + free.trailing_zeros() as usize);
             }
         }
-        let first = (hash as u32 & self.mask) as usize * WAYS;
+        let first = self.first(hash) * WAYS;
         let age = |slot: &Slot<K>| now.since(Coarse(slot.seen));
         let (way, oldest) =
             self.slots[first..first + WAYS].iter().map(age).enumerate().max_by_key(|&(_, age)| age)?;

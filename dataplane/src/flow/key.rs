@@ -71,6 +71,7 @@ pub trait Key: Copy + Eq {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub struct Key4 {
+    /// Source and destination as they stand in a header.
     addresses: u64,
     rest: u64,
 }
@@ -107,10 +108,12 @@ impl Key4 {
     #[inline(always)]
     #[must_use]
     pub fn new(zone: ZoneId, flow: &V4Flow) -> Key4 {
-        let addresses = u64::from(flow.src.to_bits()) << 32 | u64::from(flow.dst.to_bits());
+        let mut addresses = [0; 8];
+        addresses[..4].copy_from_slice(&flow.src.octets());
+        addresses[4..].copy_from_slice(&flow.dst.octets());
         let word = zone.word(flow.fragment, flow.proto);
         Key4 {
-            addresses,
+            addresses: u64::from_ne_bytes(addresses),
             rest: u64::from(word) << 32 | u64::from(ports(flow.fragment, flow.sport, flow.dport)),
         }
     }
@@ -118,8 +121,8 @@ impl Key4 {
     /// What the key stands for.
     #[must_use]
     pub fn describe(&self) -> Described {
-        let src = std::net::Ipv4Addr::from_bits((self.addresses >> 32) as u32);
-        let dst = std::net::Ipv4Addr::from_bits(self.addresses as u32);
+        let [s0, s1, s2, s3, d0, d1, d2, d3] = self.addresses.to_ne_bytes();
+        let (src, dst) = (std::net::Ipv4Addr::new(s0, s1, s2, s3), std::net::Ipv4Addr::new(d0, d1, d2, d3));
         Described::from_rest(src.into(), dst.into(), self.rest)
     }
 }

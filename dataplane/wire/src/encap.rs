@@ -232,23 +232,18 @@ impl EncapTemplate {
         inner_ethertype: u16,
         entropy: u32,
     ) {
-        let stamp = Stamp {
-            len: inner_len,
-            tos: self.tos_fixed | inner_tos & self.tos_copied,
-            ethertype: inner_ethertype,
-            entropy,
-        };
+        let tos = self.tos_fixed | inner_tos & self.tos_copied;
         assert_eq!(head.len(), self.len(), "the room for tunnel headers has the template's length");
         if let Ok(head) = <&mut [u8; V4_LEN]>::try_from(&mut *head) {
             // The common tunnel, over IPv4 without options: one line, every offset a constant.
             put(head, 0, self.first_line());
-            self.stamp_v4(head, stamp);
+            self.stamp_v4(head, V4_LEN, Stamp { len: inner_len, tos, entropy });
             put16(head, V4_LEN - 2, inner_ethertype);
         } else {
-            self.write_long(head, stamp);
+            self.write_long(head, inner_len, tos, inner_ethertype, entropy);
         }
         if self.udp_checksum {
-            self.stamp_udp_checksum(head, inner_l3, stamp);
+            self.stamp_udp_checksum(head, inner_l3, inner_len, inner_ethertype, entropy);
         }
     }
 
@@ -283,29 +278,32 @@ impl EncapTemplate {
     /// Headers with options or over IPv6.
     ///
     /// They are 65 to 128 bytes long, so two copies of 64 bytes that overlap cover them: cheaper than one copy of a
-    /// length that the compiler does not know.
-    #[inline(always)]
-    fn write_long(&self, head: &mut [u8], stamp: Stamp) {
+    /// length that the compiler does not know. Not inlined: the common tunnel needs the registers.
+    #[inline(never)]
+    fn write_long(&self, head: &mut [u8], len: u16, tos: u8, ethertype: u16, entropy: u32) {
+        let stamp = Stamp { len, tos, entropy };
         let template = &self.bytes[..self.len()];
         let (Some(back), Some(from)) = (head.last_chunk_mut::<V4_LEN>(), template.last_chunk()) else {
             unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
         };
         *back = *from;
-        put16(back, V4_LEN - 2, stamp.ethertype);
+        put16(back, V4_LEN - 2, ethertype);
         let Some(front) = head.first_chunk_mut::<V4_LEN>() else {
             unreachable!("no tunnel header is shorter than {V4_LEN} bytes");
         };
         *front = self.first_line();
         if self.is_ipv4 {
-            self.stamp_v4(front, stamp);
+            self.stamp_v4(front, self.len(), stamp);
         } else {
             self.stamp_v6(front, stamp);
         }
     }
 
-    /// Sums everything behind the outer IP header.
+    /// Sums everything behind the outer IP header. This and `write_long` take plain numbers, which stay in registers up to
+    /// the rare call.
     #[inline(never)]
-    fn stamp_udp_checksum(&self, head: &mut [u8], inner_l3: &[u8], stamp: Stamp) {
+    fn stamp_udp_checksum(&self, head: &mut [u8], inner_l3: &[u8], len: u16, ethertype: u16, entropy: u32) {
+        let stamp = Stamp { len, tos: 0, entropy };
         let l4 = if self.is_ipv4 { V4_L4 } else { V6_L4 };
         let length = self.udp_len(l4, stamp.len);
         // The length counts twice, in the pseudo header and in UDP's own.
@@ -314,21 +312,21 @@ impl EncapTemplate {
             .add16(length)
             .add16(length)
             .add16(stamp.source_port())
-            .add16(stamp.ethertype);
+            .add16(ethertype);
         let field = &mut head[l4 + udp::CHECKSUM_AT..][..2];
         field.copy_from_slice(&udp::checksum_or_ones(sum.finish()).to_be_bytes());
     }
 
-    /// Patches the outer IPv4 and UDP headers.
+    /// Patches the outer IPv4 and UDP headers of a template that is `len` bytes long.
     #[inline(always)]
-    fn stamp_v4(&self, head: &mut [u8; V4_LEN], stamp: Stamp) {
-        let total_len = (self.overhead() as u16).wrapping_add(stamp.len);
+    fn stamp_v4(&self, head: &mut [u8; V4_LEN], len: usize, stamp: Stamp) {
+        let total_len = ((len - L3) as u16).wrapping_add(stamp.len);
         let checksum = Sum::ZERO.add16(self.ip_sum).add16(stamp.tos.into()).add16(total_len).finish();
         head[L3 + ipv4::TOS_AT] = stamp.tos;
         put16(head, L3 + ipv4::TOTAL_LEN_AT, total_len);
         put16(head, L3 + ipv4::CHECKSUM_AT, checksum);
         put16(head, V4_L4, stamp.source_port());
-        put16(head, V4_L4 + udp::LEN_AT, self.udp_len(V4_L4, stamp.len));
+        put16(head, V4_L4 + udp::LEN_AT, total_len.wrapping_sub(ipv4::HEADER_LEN as u16));
     }
 
     /// Patches the outer IPv6 and UDP headers.
@@ -354,8 +352,6 @@ struct Stamp {
     len: u16,
     /// The outer type of service.
     tos: u8,
-    /// The inner Ethernet type.
-    ethertype: u16,
     entropy: u32,
 }
 

@@ -129,15 +129,24 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
 /// A caller that takes the two cases apart itself keeps the common one in registers.
 #[inline(always)]
 pub fn plain(frame: &[u8]) -> Option<Parsed> {
+    let start: &[u8; PLAIN_L3 + 1] = frame.first_chunk()?;
+    let is_ipv4 = be16(start, ethernet::TYPE_AT) == ethernet::IPV4 && start[PLAIN_L3] == PLAIN_IPV4;
+    if is_ipv4 { plain_ipv4(frame) } else { None }
+}
+
+/// The first byte of a plain packet: IPv4 with a header of twenty bytes.
+pub const PLAIN_IPV4: u8 = 0x45;
+
+/// As [`plain`], of a frame whose Ethernet type the caller has seen to be IPv4's, and the byte behind it [`PLAIN_IPV4`].
+#[inline(always)]
+pub fn plain_ipv4(frame: &[u8]) -> Option<Parsed> {
     let window: &[u8; PLAIN_LEN] = frame.first_chunk()?;
-    // The type and the byte behind it in one comparison: IPv4, version 4, a header of twenty bytes.
-    let is_ipv4 = be32(window, ethernet::TYPE_AT) >> 8 == u32::from(ethernet::IPV4) << 8 | 0x45;
     let fragment_word = be16(window, PLAIN_L3 + 6);
     let is_whole = fragment_word & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0;
     let end = PLAIN_L3 + usize::from(be16(window, PLAIN_L3 + ipv4::TOTAL_LEN_AT));
     let fits = end <= frame.len() && frame.len() <= usize::from(u16::MAX);
     let header: &[u8; ipv4::HEADER_LEN] = window[PLAIN_L3..].first_chunk()?;
-    if !(is_ipv4 & is_whole & fits) || !checksum::verify_ipv4_header(header) {
+    if !(is_whole & fits) || !checksum::verify_ipv4_header(header) {
         return None;
     }
     let protocol = header[9];
