@@ -9,81 +9,19 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::measurement::{Measurement, ValueFormatter};
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
-};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
+use penstock_bench::cycles::{Cycles, measure};
 use penstock_bench::scenario::{self, Path, PortToPort, Running};
 use penstock_bench::traffic::shuffled;
-use penstock_bench::windows::costs;
 use penstock_dataplane::flow::{Action, Cache, Coarse, DeviceId, Found, Key4, Seed, ZoneId};
 use penstock_dataplane::snapshot::Epoch;
-use penstock_io::{BURST, Ticks};
+use penstock_dataplane::testbed::POD_A_MAC;
+use penstock_io::BURST;
 use penstock_wire::decap::{self, TunnelKind};
 use penstock_wire::encap::{EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::parse::{Net, parse};
 
-/// Cycles of the time-stamp counter in the place of seconds.
-struct Cycles;
-
-impl Measurement for Cycles {
-    type Intermediate = Ticks;
-    type Value = u64;
-
-    fn start(&self) -> Ticks {
-        Ticks::now()
-    }
-
-    fn end(&self, start: Ticks) -> u64 {
-        Ticks::now().since(start)
-    }
-
-    fn add(&self, a: &u64, b: &u64) -> u64 {
-        a + b
-    }
-
-    fn zero(&self) -> u64 {
-        0
-    }
-
-    fn to_f64(&self, value: &u64) -> f64 {
-        *value as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        &Cycles
-    }
-}
-
-impl ValueFormatter for Cycles {
-    fn scale_values(&self, _typical: f64, _values: &mut [f64]) -> &'static str {
-        "cycles"
-    }
-
-    fn scale_throughputs(&self, _typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
-        if let Throughput::Elements(count) = throughput {
-            values.iter_mut().for_each(|value| *value /= *count as f64);
-        }
-        "cycles/packet"
-    }
-
-    fn scale_for_machines(&self, _values: &mut [f64]) -> &'static str {
-        "cycles"
-    }
-}
-
 const FLOWS: [u32; 3] = [1_000, 100_000, 1_000_000];
-
-/// Measures `burst`, which takes [`BURST`] packets through; an iteration is a packet.
-fn measure(group: &mut BenchmarkGroup<'_, Cycles>, name: BenchmarkId, mut burst: impl FnMut(Ticks)) {
-    group.bench_function(name, |bench| {
-        bench.iter_custom(|packets| {
-            let bursts = packets.div_ceil(BURST as u64);
-            let cycles = costs(bursts, &mut burst).median;
-            (u128::from(cycles) * u128::from(packets) / (u128::from(bursts) * BURST as u128)) as u64
-        });
-    });
-}
 
 /// A worker's turn: receive, think, send, settle.
 fn whole_turns(criterion: &mut Criterion<Cycles>) {
@@ -178,7 +116,7 @@ fn look_ups(group: &mut BenchmarkGroup<'_, Cycles>, flows: u32) {
     let frames = scenario::frames(Path::Forward, flows);
     let keys: Vec<Key4> = shuffled(flows).iter().filter_map(|&flow| key_of(&frames[flow as usize])).collect();
     let mut cache = Cache::with_capacity(2 * keys.len(), Seed::random()).expect("memory for the cache");
-    let action = Action::forward(DeviceId(1), scenario::POD, scenario::POD, 1500);
+    let action = Action::forward(DeviceId(1), POD_A_MAC, POD_A_MAC, 1500);
     for key in &keys {
         cache.install(key, action, Epoch(1), Coarse(0));
     }

@@ -1,9 +1,10 @@
 //! The dataplane beside its peers, measured in turns on this machine: medians, spread and paired ratios.
 //!
-//! `cargo bench -p penstock-bench --bench peers -- [memory|veth] [--rounds N] [--seconds N]`, as root. It needs two CPUs
-//! that nothing else uses: CPU 1 forwards, CPU 0 sends. `memory` replays the same frames from memory to testpmd (`mac`),
-//! to Open vSwitch on DPDK and to our ports and worker; `veth` has testpmd's `net_af_xdp` and our AF_XDP ports forward
-//! between two veths what testpmd sends. Figures are packets over wall time, for all of them.
+//! `cargo bench -p penstock-bench --bench peers -- [memory|stateful|veth] [--rounds N] [--seconds N]`, as root. It needs
+//! two CPUs that nothing else uses: CPU 1 forwards, CPU 0 sends. `memory` replays the same frames from memory to testpmd
+//! (`mac`), to Open vSwitch on DPDK and to our ports and worker; `stateful` the same to Open vSwitch with `ct` and to our
+//! worker with connections, policy and translation; `veth` has testpmd's `net_af_xdp` and our AF_XDP ports forward between
+//! two veths what testpmd sends. Figures are packets over wall time, for all of them.
 
 #![allow(missing_docs)]
 
@@ -14,10 +15,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use penstock_bench::contest::{self, Contender, print};
+use penstock_bench::contest::{self, Contender, Row, print};
 use penstock_bench::peers::lab::Lab;
 use penstock_bench::peers::{self, PeerError, ovs, testpmd};
 use penstock_bench::scenario::{self, PortToPort, Running};
+use penstock_bench::stateful::Work;
 use penstock_bench::traffic::shuffled;
 use penstock_io::steer::{Role, Steer, XdpMode};
 use penstock_io::{
@@ -34,6 +36,7 @@ const WARM_UP: Duration = Duration::from_secs(4);
 
 struct Options {
     memory: bool,
+    stateful: bool,
     veth: bool,
     rounds: usize,
     time: Duration,
@@ -56,29 +59,34 @@ fn main() -> ExitCode {
 }
 
 fn options(words: &[&str]) -> Result<Options, Box<dyn Error>> {
-    let mut options = Options { memory: true, veth: true, rounds: 5, time: Duration::from_secs(4) };
+    let parts = ["memory", "stateful", "veth"];
+    let wants = |part: &str| words.contains(&part) || !words.iter().any(|word| parts.contains(word));
+    let [memory, stateful, veth] = parts.map(wants);
+    let mut options = Options { memory, stateful, veth, rounds: 5, time: Duration::from_secs(4) };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let mut number = || words.next().ok_or(format!("{word} takes a number"));
         match *word {
-            "memory" => options.veth = false,
-            "veth" => options.memory = false,
+            part if parts.contains(&part) => {}
             "--rounds" => options.rounds = number()?.parse()?,
             "--seconds" => options.time = Duration::from_secs(number()?.parse()?),
-            _ => return Err("usage: peers [memory|veth] [--rounds N] [--seconds N]".into()),
+            _ => return Err("usage: peers [memory|stateful|veth] [--rounds N] [--seconds N]".into()),
         }
     }
     Ok(options)
 }
 
 fn compare(options: Options) -> Result<(), Box<dyn Error>> {
-    let needed = if options.memory { MEMORY_PAGES } else { VETH_PAGES };
+    let needed = if options.memory || options.stateful { MEMORY_PAGES } else { VETH_PAGES };
     peers::check(needed)?;
     let rate = TicksPerSecond::measure(Duration::from_millis(100)).0 as f64;
     if options.memory {
         for flows in [1_000, 100_000] {
             in_memory(flows, &options, rate)?;
         }
+    }
+    if options.stateful {
+        stateful(&options, rate)?;
     }
     if options.veth {
         let ours = |time| {
@@ -105,7 +113,7 @@ fn contest(options: &Options, contenders: Vec<Contender<'_>>) -> Result<Vec<cont
 /// Everything that forwards from memory, on the same frames in the same order.
 fn in_memory(flows: u32, options: &Options, rate: f64) -> Result<(), PeerError> {
     let files = Lab::new(&["memory"])?;
-    let plain = capture(&files, scenario::Path::Forward, flows)?;
+    let plain = capture(&files, &scenario::frames(scenario::Path::Forward, flows))?;
     let scores = contest(
         options,
         vec![
@@ -122,7 +130,7 @@ fn in_memory(flows: u32, options: &Options, rate: f64) -> Result<(), PeerError> 
         (scenario::Path::Encap, ovs::Work::Vxlan, "VXLAN"),
     ];
     for (path, work, title) in works {
-        let ours = move |time| Ok(worker(path, flows, time));
+        let ours = move |time| Ok(worker(|| Running::new(path, flows), time));
         let theirs = |time| ovs::from_memory(&plain, work, time);
         let scores = contest(
             options,
@@ -136,13 +144,42 @@ fn in_memory(flows: u32, options: &Options, rate: f64) -> Result<(), PeerError> 
     Ok(())
 }
 
-/// Writes a path's frames in the order in which our own ports replay them.
-fn capture(lab: &Lab, path: scenario::Path, flows: u32) -> Result<PathBuf, PeerError> {
+/// Connections, beside Open vSwitch's: each kind of work at a thousand and at a hundred thousand.
+fn stateful(options: &Options, rate: f64) -> Result<(), PeerError> {
+    let works = [
+        (Work::Policed, ovs::Work::TrackedVxlan, "connection + policy + VXLAN"),
+        (Work::SourceNat, ovs::Work::SourceNat, "source NAT"),
+        (Work::Service, ovs::Work::DestinationNat, "service (destination NAT)"),
+    ];
+    let mut rows = Vec::new();
+    for (work, theirs, title) in works {
+        for connections in [1_000, 100_000] {
+            let files = Lab::new(&["stateful"])?;
+            let plain = capture(&files, &work.frames(connections))?;
+            let ours = move |time| Ok(worker(|| work.running(connections), time));
+            let theirs = |time| ovs::from_memory(&plain, theirs, time);
+            let scores = contest(
+                options,
+                vec![
+                    Contender { name: "penstock worker", run: Box::new(ours) },
+                    Contender { name: "ovs-dpdk with ct", run: Box::new(theirs) },
+                ],
+            )?;
+            let title = format!("{title}, {connections}");
+            print(&title, &scores, rate);
+            rows.push(Row { title, scores });
+        }
+    }
+    contest::table(&rows, rate);
+    Ok(())
+}
+
+/// Writes frames in the order in which our own ports replay them.
+fn capture(lab: &Lab, frames: &[Vec<u8>]) -> Result<PathBuf, PeerError> {
     let file = lab.path("frames.pcap");
-    let frames = scenario::frames(path, flows);
     let write = |path: &Path| {
         let mut writer = pcap::Writer::new(BufWriter::new(File::create(path)?))?;
-        for number in shuffled(flows) {
+        for number in shuffled(frames.len() as u32) {
             let frame = &frames[number as usize];
             writer.write(Duration::ZERO, frame, frame.len() as u32)?;
         }
@@ -152,9 +189,9 @@ fn capture(lab: &Lab, path: scenario::Path, flows: u32) -> Result<PathBuf, PeerE
     Ok(file)
 }
 
-fn worker(path: scenario::Path, flows: u32, time: Duration) -> f64 {
+fn worker(made: impl FnOnce() -> Running + Send, time: Duration) -> f64 {
     on_cpu_1(move || {
-        let mut running = Running::new(path, flows);
+        let mut running = made();
         let rate = packets_a_second(time, |now| running.turn(now));
         running.check();
         rate

@@ -93,6 +93,26 @@ pub fn print(title: &str, scores: &[Score], ticks_per_second: f64) {
     }
 }
 
+/// A comparison of two contenders, in a table of them.
+pub struct Row {
+    /// What was done.
+    pub title: String,
+    /// Ours and theirs.
+    pub scores: Vec<Score>,
+}
+
+/// Prints comparisons side by side: cycles a packet of the first and of the second contender, and how many times as fast
+/// the first is.
+pub fn table(rows: &[Row], ticks_per_second: f64) {
+    println!("{:<36}{:>12}{:>12}{:>8}   TSC cycles a packet, medians", "", "ours", "peer", "ratio");
+    for row in rows {
+        if let [ours, theirs, ..] = &row.scores[..] {
+            let [a, b] = [ours, theirs].map(|score| ticks_per_second / score.median());
+            println!("{:<36}{a:>12.1}{b:>12.1}{:>8.2}   {}", row.title, ours.ratio_to(theirs), theirs.name);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

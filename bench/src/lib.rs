@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod contest;
+pub mod cycles;
 pub mod peers;
 pub mod scenario;
+pub mod stateful;
 pub mod traffic;
 pub mod windows;

@@ -2,52 +2,24 @@
 
 use std::net::IpAddr;
 
+use penstock_dataplane::drop::Reason;
 use penstock_dataplane::stats::Counts;
-use penstock_dataplane::testbed::{self, FIRST_ENDPOINT, Testbed, UPLINK, UPLINK_MAC};
+use penstock_dataplane::testbed::{
+    self, Datagram, FIRST_ENDPOINT, NODE, PEER, POD_A, POD_A_MAC, POD_B, REMOTE_POD, Testbed, UPLINK,
+    UPLINK_MAC,
+};
 use penstock_io::mem::MemPort;
 use penstock_io::{BURST, Burst, FramePool, Hugepages, Port, Region, Ticks};
 use penstock_wire::encap::{DscpMode, EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::{MacAddr, Vni, ethernet, vxlan};
 
-use crate::traffic::{Conversation, shuffled, udp_flows};
+use crate::traffic::{shuffled, udp_flows};
 
-/// The MAC address of the pod that sends.
-pub const POD: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-/// The node's tunnel endpoint.
-pub const NODE: [u8; 4] = [192, 168, 1, 1];
-/// The peer's tunnel endpoint.
-pub const PEER: [u8; 4] = [192, 168, 1, 2];
 /// The network's identifier.
 pub const VNI: u32 = 100;
 
 /// What `mac` forwarding writes: new addresses of both stations.
 const STATIONS: [u8; 12] = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8];
-
-const OBJECTS: &str = r#"
-    [[network]]
-    name = "default"
-    vni = 100
-    prefixes = ["10.1.0.0/16"]
-    [[endpoint]]
-    name = "a"
-    network = "default"
-    mac = "02:00:00:00:00:01"
-    addresses = ["10.1.1.1"]
-    attachment = { tap = { interface = "pa" } }
-    [[endpoint]]
-    name = "b"
-    network = "default"
-    mac = "02:00:00:00:00:02"
-    addresses = ["10.1.1.2"]
-    attachment = { tap = { interface = "pb" } }
-    [[peer]]
-    name = "node2"
-    address = "192.168.1.2"
-    [[route]]
-    network = "default"
-    prefix = "10.1.2.0/24"
-    via = { peer = "node2" }
-"#;
 
 /// What the packets of a run meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +58,18 @@ impl Path {
 /// The frames of `flows` flows of a path, as they arrive; 64 bytes with the check sequence before any tunnel.
 #[must_use]
 pub fn frames(path: Path, flows: u32) -> Vec<Vec<u8>> {
-    let (src, dst) = match path {
-        Path::Forward => ([10, 1, 1, 1], [10, 1, 1, 2]),
-        Path::Encap => ([10, 1, 1, 1], [10, 1, 2, 1]),
-        Path::Decap => ([10, 1, 2, 1], [10, 1, 1, 1]),
+    let dst = match path {
+        Path::Forward => POD_B,
+        Path::Encap => REMOTE_POD,
+        Path::Decap => return from_peer(flows),
     };
-    let inner = udp_flows(Conversation { dst_mac: router(), src_mac: POD, src, dst, frame_len: 60 }, flows);
-    if path == Path::Decap { inner.iter().map(|frame| from_peer(frame)).collect() } else { inner }
+    udp_flows(Datagram::from_pod_a(dst, 0, 0), flows)
+}
+
+/// The frames of flows from the peer's pod to pod `a`, in their tunnel.
+fn from_peer(flows: u32) -> Vec<Vec<u8>> {
+    let inner = Datagram { src: REMOTE_POD, ..Datagram::from_pod_a(POD_A, 0, 0) };
+    udp_flows(inner, flows).iter().map(|frame| tunnelled(frame)).collect()
 }
 
 /// The node's overlay router.
@@ -104,14 +81,14 @@ fn router() -> MacAddr {
 #[must_use]
 pub fn path_from_peer() -> OuterPath {
     OuterPath {
-        src_mac: POD,
+        src_mac: POD_A_MAC,
         dst_mac: UPLINK_MAC,
         addresses: OuterAddresses::V4 { src: PEER.into(), dst: NODE.into() },
         dst_port: vxlan::PORT,
         ttl: 64,
         dscp: DscpMode::Copy,
         udp_checksum: false,
-        inner_src_mac: POD,
+        inner_src_mac: POD_A_MAC,
         inner_dst_mac: router(),
     }
 }
@@ -126,7 +103,7 @@ pub fn vni() -> Vni {
 }
 
 /// A frame in the tunnel from the peer to the node.
-fn from_peer(frame: &[u8]) -> Vec<u8> {
+fn tunnelled(frame: &[u8]) -> Vec<u8> {
     let template = EncapTemplate::vxlan(&path_from_peer(), vni());
     let packet = &frame[ethernet::HEADER_LEN..];
     let mut wire = vec![0; template.len()];
@@ -136,28 +113,55 @@ fn from_peer(frame: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// A node with every flow of a path in its cache already.
+/// A node and frames that come to it over and over.
 pub struct Running {
     node: Testbed,
     known: Counts,
+    /// Frames until the first comes again.
+    frames: usize,
 }
 
 impl Running {
-    /// Makes the node and shows it every flow.
+    /// Makes the node of a path and shows it every flow.
     #[must_use]
     pub fn new(path: Path, flows: u32) -> Running {
         let capacity = flows.max(1024) as usize * 2;
-        let mut node = testbed::node_with(OBJECTS, &[IpAddr::V4(NODE.into())], capacity, 4096);
-        let frames = frames(path, flows);
-        for device in [UPLINK, FIRST_ENDPOINT, FIRST_ENDPOINT + 1] {
-            node.open(device, MemPort::discard());
+        // On taps: what a veth brings may need its checksum finished first.
+        let node = testbed::node_with(&testbed::two_pods("tap"), &[NODE.into()], capacity, 4096);
+        let mut running = Running::over(node, path.device(), &frames(path, flows));
+        running.learn();
+        running
+    }
+
+    /// Lets `frames` come to a device of a node, in a random order, again and again. What is sent is discarded.
+    #[must_use]
+    pub fn over(node: Testbed, device: u16, frames: &[Vec<u8>]) -> Running {
+        for other in [UPLINK, FIRST_ENDPOINT, FIRST_ENDPOINT + 1] {
+            node.open(other, MemPort::discard());
         }
-        node.open(path.device(), MemPort::replay(&frames, shuffled(flows)));
-        for _ in 0..3 * frames.len() / BURST + 10 {
-            node.worker.turn(Ticks::now());
-        }
+        node.open(device, MemPort::replay(frames, shuffled(frames.len() as u32)));
         let known = node.worker.counts();
-        Running { node, known }
+        Running { node, known, frames: frames.len() }
+    }
+
+    /// Shows the node every flow.
+    pub fn learn(&mut self) {
+        for _ in 0..3 * self.frames / BURST + 10 {
+            self.node.worker.turn(Ticks::now());
+        }
+        self.known = self.node.worker.counts();
+    }
+
+    /// What the worker has counted since it knows the flows.
+    #[must_use]
+    pub fn since_known(&self) -> (Counts, Counts) {
+        (self.known, self.node.worker.counts())
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &Testbed {
+        &self.node
     }
 
     /// One turn of the worker, which takes a whole burst through; the time stands still.
@@ -174,10 +178,19 @@ impl Running {
         let counts = self.node.worker.counts();
         let received = counts.rx - self.known.rx;
         assert!(received > 0, "nothing was received");
-        assert_eq!(counts.dropped, self.known.dropped, "a run that drops measures something else");
+        assert_eq!(counts.dropped, self.known.dropped, "dropped, of all time: {:?}", self.drops());
         assert_eq!(counts.tx - self.known.tx, received, "everything received is sent");
         let hits = counts.hits - self.known.hits;
         assert!(hits * 100 >= received * 99, "{hits} of {received} packets were of a known flow");
+    }
+}
+
+impl Running {
+    /// How many packets were dropped for which reasons.
+    #[must_use]
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        let drops = Reason::all().map(|reason| (reason.name(), self.node.worker.drops(reason)));
+        drops.filter(|(_, count)| *count > 0).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use penstock_io::Ticks;
 
 /// Rounds in a window: some tens of microseconds, short beside the slices that a hypervisor takes away.
-const WINDOW: u64 = 32;
+pub const WINDOW: u64 = 32;
 
 /// What all rounds would have cost had each cost what those of one window did, in time-stamp counter ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,9 @@
 //! ```
 
 mod capture;
+mod clock;
 mod connections;
+mod events;
 mod flows;
 mod health;
 mod http;

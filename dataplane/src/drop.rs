@@ -63,6 +63,11 @@ reasons! {
     ConnectionsFull, "connections-full", "the connection table is full of connections in use";
     EndpointConnections, "endpoint-connections", "the endpoint has as many connections as it may have";
     EndpointHalfOpen, "endpoint-half-open", "the endpoint has as many half-open connections as it may have";
+    EndpointConnectionRate, "endpoint-connection-rate", "the endpoint has more new connections a second than it may have";
+    EgressBandwidth, "egress-bandwidth", "the sender sends more bits a second than it may";
+    IngressBandwidth, "ingress-bandwidth", "the receiver is sent more bits a second than it may receive";
+    EgressPacketRate, "egress-packet-rate", "the sender sends more packets a second than it may";
+    IngressPacketRate, "ingress-packet-rate", "the receiver is sent more packets a second than it may receive";
     EgressPolicy, "egress-policy", "the sender's policies refuse the packet";
     IngressPolicy, "ingress-policy", "the receiver's policies refuse the packet";
     NoBackend, "no-backend", "the service has no backend that is ready";

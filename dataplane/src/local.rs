@@ -46,6 +46,9 @@ impl Pipeline {
             && leaving.len <= action.max_len()
         {
             // An earlier packet of this very burst made the flow known.
+            if let Err(cause) = self.meter(at, zone, action, leaving) {
+                return self.tally.drop(cause, frame, &mut self.pool);
+            }
             return self.carry_out(at.snapshot, action, leaving, frame);
         }
         let fragment = self.fragment_of(at, zone, &parsed, &packet, frame.bytes());
@@ -58,7 +61,7 @@ impl Pipeline {
             }
         }
         let tracker = self.tracker.as_ref();
-        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, is_trial: false };
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger: Some(&self.ledger) };
         let verdict = slowpath::decide(scene, zone, &packet, &mut ());
         if packet.fragment == Fragment::First
             && let (Some((key, now)), Verdict::Go(way)) = (fragment, &verdict)
@@ -126,6 +129,9 @@ impl Pipeline {
         if leaving.len > way.action.max_len() && (way.asked.is_some() || !may_cut(parsed)) {
             // Its sender is told of the packet as it sent it.
             return self.too_long(at, zone, way.action, leaving, frame);
+        }
+        if let Err(cause) = self.meter(at, zone, way.action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
         }
         if let Some(change) = &way.change {
             if way.action.finishes_checksums() {

@@ -23,11 +23,13 @@ use crate::conntrack::HashSeed;
 use crate::conntrack::fragments::FragmentTable;
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, Cache, Candidate, Coarse, DeviceId, Found, Key4, Key6, Seed, Verb, ZoneId};
+use crate::ledger::Ledger;
 use crate::limiter::Limiter;
 use crate::mailbox::{Event, Events};
 use crate::offload;
 use crate::outputs::Outputs;
 use crate::snapshot::Epoch;
+use crate::stateful;
 use crate::tables::{Device, Snapshot};
 use crate::tally::Tally;
 use crate::tracker::Tracker;
@@ -102,6 +104,8 @@ pub(crate) struct Pipeline {
     pub(crate) events: Arc<Events>,
     /// The connections; `None` where none are kept.
     pub(crate) tracker: Option<Tracker>,
+    /// What it writes down while it decides.
+    pub(crate) ledger: Ledger,
     /// What first fragments said, for the later ones.
     pub(crate) fragments: FragmentTable,
     unwrapper: Unwrapper,
@@ -126,8 +130,9 @@ impl Pipeline {
             captures: Captures::new(worker),
             waiting: WaitingRoom::new(rate),
             limiter: Limiter::new(rate, 1000, 50),
-            events,
             tracker,
+            ledger: Ledger::new(worker, events.journal(), rate),
+            events,
             fragments: FragmentTable::with_capacity(
                 FRAGMENTED_PACKETS,
                 HashSeed::new(Seed::random().words()),
@@ -490,7 +495,7 @@ fn stranger(lanes: &mut Lanes, lane: usize, frame: &Frame, router: MacAddr, sour
     if to_all || stations[..6] == router.0 { What::Slow } else { lanes.refuse(lane, Cause::NotForUs) }
 }
 
-/// Why the run of plain hits stopped.
+/// Why the run of hits stopped.
 enum Stop {
     /// The frame of this lane wants another look.
     Apart(usize, Frame),
@@ -498,8 +503,8 @@ enum Stop {
     Drop(Cause, Frame),
 }
 
-/// Third stage, for what most packets are: IPv4, of a known flow, no longer than its way carries. Ends with the frames, or
-/// at the first that is anything else. Gives the number of hits as well.
+/// Third stage, for what most packets are: IPv4, of a known flow, no longer than its way carries, of no interest to its
+/// connection. Ends with the frames, or at the first that is anything else. Gives the number of hits as well.
 ///
 /// A function of its own, without `Pipeline`, so that nothing of it need be spilled for the sake of the rare rest.
 #[inline(never)]
@@ -519,11 +524,18 @@ fn run_hits(
         let Some(mut hit) = cache.hit(&lanes.key4[lane], lanes.candidate[lane], epoch) else {
             return (hits, Some(Stop::Apart(lane, frame)));
         };
-        if len > hit.action().max_len() {
+        if len > hit.action().max_len()
+            || !hit.action().is_plain() && !stateful::passes(&hit, &lanes.key4[lane], frame.bytes(), coarse)
+        {
             return (hits, Some(Stop::Apart(lane, frame)));
         }
         hit.count(len.into(), coarse);
         hits += 1;
+        if hit.action().rewrites()
+            && let Err(cause) = stateful::translate(hit.action(), hit.rewrite(), len, &mut frame)
+        {
+            return (hits, Some(Stop::Drop(cause, frame)));
+        }
         let entropy = (lanes.hash[lane] >> 32) as u32;
         let leaving = Leaving { len, tos: lanes.tos[lane], is_ipv4: true, entropy };
         if let Err(cause) = rewrite(at.snapshot, hit.action(), leaving, &mut frame) {

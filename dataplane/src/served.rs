@@ -34,7 +34,7 @@ impl Pipeline {
         let parsed = parse(frame.bytes())?;
         let facts = Facts::of(&parsed, frame.bytes()).ok_or(Cause::NotIp)?;
         let tracker = self.tracker.as_ref();
-        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, is_trial: false };
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger: Some(&self.ledger) };
         slowpath::admit(scene, zone, served_as, &facts)
     }
 

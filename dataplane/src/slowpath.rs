@@ -12,6 +12,7 @@
 //! * `served` is for packets that another node sends on for a service,
 //! * `link` leads to the next station, `words` explains it all to people.
 
+pub mod facts;
 mod link;
 mod served;
 mod tracked;
@@ -30,13 +31,16 @@ use penstock_wire::{icmpv6, proto, sctp, tcp};
 use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
+use crate::ledger::{Ledger, is_metered};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
 pub use served::admit;
 pub use words::{Question, Step, describe_zone, explain};
 
+use facts::Fact;
 use link::link;
+pub(crate) use words::describe_tuple;
 use words::{describe_target, matching_row};
 
 /// What is decided by.
@@ -48,8 +52,8 @@ pub struct Scene<'a> {
     pub tracker: Option<&'a Tracker>,
     /// The time.
     pub now: Ticks,
-    /// Whether somebody only asks: no connection is opened or changed.
-    pub is_trial: bool,
+    /// What is written down; `None` if somebody only asks: then no connection is opened or changed either.
+    pub ledger: Option<&'a Ledger>,
 }
 
 /// How a packet goes on.
@@ -65,6 +69,14 @@ pub struct Way {
     pub lasts: bool,
     /// What its sender asked for, where the receiver's node is to answer in that name.
     pub asked: Option<ServedAs>,
+}
+
+impl Scene<'_> {
+    /// Whether somebody only asks.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.ledger.is_none()
+    }
 }
 
 impl Way {
@@ -123,12 +135,18 @@ pub enum Answer {
 pub trait Watch {
     /// A stage has decided; `say` gives the decision and its ground.
     fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String));
+
+    /// What that stage decided, part by part.
+    fn fact(&mut self, fact: impl FnOnce() -> Fact);
 }
 
 /// Nobody does.
 impl Watch for () {
     #[inline(always)]
     fn stage(&mut self, _stage: &'static str, _say: impl FnOnce() -> (String, String)) {}
+
+    #[inline(always)]
+    fn fact(&mut self, _fact: impl FnOnce() -> Fact) {}
 }
 
 /// The addresses and the protocol of a packet, whichever the family.
@@ -416,11 +434,20 @@ fn route(
         return Verdict::Refuse(Cause::NoRoute.into(), Problem::Unreachable(Unreachable::Network));
     };
     watch.stage("route", || (describe_target(snapshot, target), matching_row(network, packet.dst)));
+    watch.fact(|| facts::route(network, packet.dst));
     if loops(zone, target) {
         return Verdict::Drop(Cause::RouteLoop.into());
     }
     let verdict = link(snapshot, target, packet, watch);
+    tell_tunnel(snapshot, network, target, watch);
     seen_from(snapshot, zone, verdict, |way| way)
+}
+
+/// Tells which tunnel a packet goes into, if it does.
+fn tell_tunnel(snapshot: &Snapshot, network: &Network, target: &Target, watch: &mut impl Watch) {
+    if let Target::Tunnel { peer, template: Some(_) } = target {
+        watch.fact(|| facts::tunnel(snapshot, network, *peer));
+    }
 }
 
 /// Whether a packet would go back to where it came from.
@@ -450,7 +477,8 @@ fn seen_from(
         Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
-    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))
+    let is_metered = is_metered(snapshot, zone, way.action.out());
+    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial).metering(is_metered), ..way }))
 }
 
 fn is_group(address: IpAddr) -> bool {

@@ -13,6 +13,7 @@ mod deal;
 mod device;
 mod events;
 mod exits;
+mod former;
 mod reclaim;
 mod steering;
 mod underlay;
@@ -46,12 +47,14 @@ use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
 use crate::tables::desired::{Change, Desired};
+use crate::tables::rule_counts::RuleBooks;
 use crate::tables::rulebook::Author;
 use crate::tables::service::Contested;
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
 use deal::Deal;
 use device::{Spec, Surroundings};
+use former::Former;
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -141,6 +144,8 @@ pub struct Engine {
     author: Author,
     /// The connections.
     tracker: Tracker,
+    /// The daemon before.
+    former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
     /// The ports that the kernel is kept away from.
@@ -181,8 +186,9 @@ impl Engine {
             .with_node_ports(config.services.node_ports.clone());
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
         let author = Author::new(config.services.zone.clone(), rate)
+            .for_workers(config.cpus.len() as u16)
             .with_node_ports_at(config.services.node_port_addresses.clone());
-        let tracker = connections::open(config, rate)?;
+        let (tracker, adopted) = connections::open(config, rate)?;
         let before = Snapshot::default();
         let mut publisher = Publisher::new(before);
         let mut workers = Vec::new();
@@ -200,6 +206,7 @@ impl Engine {
             rate,
             author,
             tracker,
+            former: Former::that_left(adopted, now),
             shown: Arc::default(),
             ports_kept: PortsKept::default(),
             started: now,
@@ -242,20 +249,20 @@ impl Engine {
     pub async fn apply(&mut self, change: Change) -> Result<Live, Refusal> {
         let began = Instant::now();
         let must_open = !matches!(change, Change::Reload(..));
-        let mut next = self.desired.clone();
-        next.apply(change).map_err(Refusal::Faulty)?;
-        let faults = check_capacity(&next);
-        if !faults.is_empty() {
+        let is_everything = matches!(change, Change::Resync(..));
+        let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
+        let undo = self.desired.apply(change).map_err(Refusal::Faulty)?;
+        let faults = check_capacity(&self.desired);
+        let revised = if faults.is_empty() { self.author.revise(&self.desired) } else { Err(faults) };
+        if let Err(faults) = revised {
+            self.desired.revert(undo);
             return Err(Refusal::Faulty(faults));
         }
-        self.author.revise(&next).map_err(Refusal::Faulty)?;
-        let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
-        let before = std::mem::replace(&mut self.desired, next);
         self.reconcile().await;
         if must_open {
             let faults = self.faults_of_new_devices(&known);
             if !faults.is_empty() {
-                self.desired = before;
+                self.desired.revert(undo);
                 // What was good a moment ago is good still.
                 let _ = self.author.revise(&self.desired);
                 self.reconcile().await;
@@ -263,6 +270,10 @@ impl Engine {
                 return Err(Refusal::Faulty(faults));
             }
         }
+        if is_everything {
+            self.replace_former();
+        }
+        self.former.hand_over(&self.tracker.table, &self.publisher.current());
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
     }
@@ -348,16 +359,7 @@ impl Engine {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.publisher.current();
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
-        for (owner, device) in &mut self.devices {
-            if let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer)
-                && device.rules != rules
-            {
-                match steer.set_rules(&rules) {
-                    Ok(()) => device.rules = rules.clone(),
-                    Err(error) => tracing::error!("{owner}: {error}"),
-                }
-            }
-        }
+        steering::steer(&mut self.devices, &rules, self.former.rules_count());
         let used = self.knowledge.used(&self.desired, &self.devices);
         self.upkeep.set_used(used);
     }
@@ -488,6 +490,18 @@ impl Engine {
     #[must_use]
     pub fn tracker(&self) -> Option<&Tracker> {
         Some(&self.tracker)
+    }
+
+    /// What the rules of policies decide, as it is counted.
+    #[must_use]
+    pub fn rule_books(&self) -> &RuleBooks {
+        self.author.counted()
+    }
+
+    /// What workers tell of what they meet.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// The tables as they are published.

@@ -9,7 +9,7 @@ use penstock_api::model::{Host, Node};
 use penstock_io::mem::MemPort;
 use penstock_io::shared::RegionClock;
 use penstock_io::{Hugepages, Region, Ticks, TicksPerSecond};
-use penstock_wire::MacAddr;
+use penstock_wire::{MacAddr, checksum, ethernet, ipv4, proto, udp};
 
 use crate::conntrack;
 use crate::flow::DeviceId;
@@ -39,6 +39,122 @@ pub const NEXT_HOP_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xbb]);
 /// The MAC address of the host's tap.
 pub const HOST_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xcc]);
 
+/// The tunnel endpoint of a node of [`two_pods`].
+pub const NODE: [u8; 4] = [192, 168, 1, 1];
+/// The tunnel endpoint of its peer.
+pub const PEER: [u8; 4] = [192, 168, 1, 2];
+/// The address of its pod `a`.
+pub const POD_A: [u8; 4] = [10, 1, 1, 1];
+/// The MAC address of its pod `a`.
+pub const POD_A_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+/// The address of its pod `b`.
+pub const POD_B: [u8; 4] = [10, 1, 1, 2];
+/// The address of a pod on its peer.
+pub const REMOTE_POD: [u8; 4] = [10, 1, 2, 1];
+
+/// The objects of a node with two pods, the first two endpoints, on interfaces of a kind (`veth`, `tap`), and a peer that
+/// has 10.1.2.0/24.
+#[must_use]
+pub fn two_pods(attachment: &str) -> String {
+    format!(
+        r#"
+        [[network]]
+        name = "default"
+        vni = 100
+        prefixes = ["10.1.0.0/16"]
+        [[endpoint]]
+        name = "a"
+        network = "default"
+        mac = "02:00:00:00:00:01"
+        addresses = ["10.1.1.1"]
+        attachment = {{ {attachment} = {{ interface = "pa" }} }}
+        [[endpoint]]
+        name = "b"
+        network = "default"
+        mac = "02:00:00:00:00:02"
+        addresses = ["10.1.1.2"]
+        attachment = {{ {attachment} = {{ interface = "pb" }} }}
+        [[peer]]
+        name = "node2"
+        address = "192.168.1.2"
+        [[route]]
+        network = "default"
+        prefix = "10.1.2.0/24"
+        via = {{ peer = "node2" }}
+    "#
+    )
+}
+
+/// A UDP datagram over IPv4, in a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram {
+    /// Destination station.
+    pub dst_mac: MacAddr,
+    /// Source station.
+    pub src_mac: MacAddr,
+    /// Source address.
+    pub src: [u8; 4],
+    /// Destination address.
+    pub dst: [u8; 4],
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Hops left.
+    pub ttl: u8,
+    /// Bytes of the frame, without its check sequence; at least 60.
+    pub frame_len: usize,
+    /// Whether it has a checksum of its own; without one, translation has less to do.
+    pub has_checksum: bool,
+}
+
+impl Datagram {
+    /// The shortest one from pod `a` of [`two_pods`] to its gateway.
+    #[must_use]
+    pub fn from_pod_a(dst: [u8; 4], sport: u16, dport: u16) -> Datagram {
+        Datagram {
+            dst_mac: MacAddr::from_underlay(IpAddr::V4(NODE.into())),
+            src_mac: POD_A_MAC,
+            src: POD_A,
+            dst,
+            sport,
+            dport,
+            ttl: 64,
+            frame_len: 60,
+            has_checksum: false,
+        }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn frame(&self) -> Vec<u8> {
+        let frame_len = self.frame_len.max(60);
+        let datagram_len = (frame_len - ethernet::HEADER_LEN - ipv4::HEADER_LEN) as u16;
+        let (src, dst) = (self.src.into(), self.dst.into());
+        let header = ipv4::Repr {
+            src,
+            dst,
+            protocol: proto::UDP,
+            tos: 0,
+            ttl: self.ttl,
+            dont_fragment: true,
+            payload_len: datagram_len,
+        };
+        let mut datagram = vec![b'x'; datagram_len.into()];
+        for (word, value) in datagram.chunks_exact_mut(2).zip([self.sport, self.dport, datagram_len, 0]) {
+            word.copy_from_slice(&value.to_be_bytes());
+        }
+        if self.has_checksum {
+            let sum = checksum::pseudo_v4(src, dst, proto::UDP, datagram_len).add_bytes(&datagram).finish();
+            // Zero would say that there is none (RFC 768).
+            let sum = if sum == 0 { u16::MAX } else { sum };
+            datagram[udp::HEADER_LEN - 2..udp::HEADER_LEN].copy_from_slice(&sum.to_be_bytes());
+        }
+        let ethertype = ethernet::IPV4.to_be_bytes();
+        [&self.dst_mac.0[..], &self.src_mac.0, &ethertype, &header.emit(), &datagram].concat()
+    }
+}
+
 /// A node in memory.
 pub struct Testbed {
     /// What it is told.
@@ -53,6 +169,8 @@ pub struct Testbed {
     pub worker: Worker,
     /// What the worker tells the control side.
     pub events: Arc<Events>,
+    /// The connections that it keeps.
+    pub tracker: Option<Tracker>,
     commands: Sender<Command>,
     now: Ticks,
 }
@@ -73,10 +191,10 @@ pub fn node(objects: &str, underlay_addresses: &[IpAddr]) -> Testbed {
 /// As [`node`].
 #[must_use]
 pub fn node_with(objects: &str, underlay_addresses: &[IpAddr], flows: usize, chunks: u32) -> Testbed {
-    build(objects, underlay_addresses, flows, chunks, false)
+    node_of(objects, underlay_addresses, Sizes { flows, chunks, connections: None })
 }
 
-/// As [`node_with`], and the node keeps connections.
+/// As [`node_with`], and the node keeps connections: at least as many as flows.
 ///
 /// # Panics
 /// As [`node`].
@@ -87,14 +205,27 @@ pub fn stateful_node_with(
     flows: usize,
     chunks: u32,
 ) -> Testbed {
-    build(objects, underlay_addresses, flows, chunks, true)
+    let connections = Some(flows.next_multiple_of(1 << 16) as u32);
+    node_of(objects, underlay_addresses, Sizes { flows, chunks, connections })
 }
 
-/// Connections in memory of their own, as many as the largest benches have.
-fn tracker(rate: TicksPerSecond) -> Tracker {
-    let plan = conntrack::Plan { capacity: 1 << 20, owners: 1 << 16, workers: 1 };
+/// How much a node holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Flows in each cache.
+    pub flows: usize,
+    /// Chunks of packet memory.
+    pub chunks: u32,
+    /// Connections; `None` if none are kept. Their memory is never given back.
+    pub connections: Option<u32>,
+}
+
+/// Connections in memory of their own.
+fn tracker(capacity: u32, rate: TicksPerSecond) -> Tracker {
+    let plan = conntrack::Plan { capacity, owners: 1 << 16, workers: 1 };
     let memory = conntrack::Memory::private(plan.capacity).expect("memory for the test's connections");
-    let seed = conntrack::HashSeed::new([3, 5]);
+    // Of no meaning, but as irregular as a real one.
+    let seed = conntrack::HashSeed::new([0x1234_5678_9abc_def1, 0x0fed_cba9_8765_4321]);
     let (table, _) = conntrack::Table::over(memory, seed, plan, conntrack::Seconds(1), |_| None)
         .expect("memory for the test's connections");
     Tracker {
@@ -107,13 +238,13 @@ fn tracker(rate: TicksPerSecond) -> Tracker {
     }
 }
 
-fn build(
-    objects: &str,
-    underlay_addresses: &[IpAddr],
-    flows: usize,
-    chunks: u32,
-    is_stateful: bool,
-) -> Testbed {
+/// As [`node`], of these sizes.
+///
+/// # Panics
+/// As [`node`].
+#[must_use]
+pub fn node_of(objects: &str, underlay_addresses: &[IpAddr], sizes: Sizes) -> Testbed {
+    let Sizes { flows, chunks, connections } = sizes;
     let name = "node1".parse().expect("a valid name");
     let mut desired = Desired::new(Node { name, mac: None }, None);
     let text = format!("[[uplink]]\nname = \"wire\"\ninterface = \"wire0\"\n{objects}");
@@ -132,13 +263,30 @@ fn build(
     let events = Arc::<Events>::default();
     let (commands, receiver) = unbounded();
     let region = Region::map(chunks, Hugepages::Auto).expect("memory for the test's packets");
-    let tracker = is_stateful.then(|| tracker(rate));
-    let plan = Plan { id: 0, cpu: None, idle: Idle::Poll, flows4: flows, flows6: flows, region, tracker };
+    let tracker = connections.map(|capacity| tracker(capacity, rate));
+    let plan = Plan {
+        id: 0,
+        cpu: None,
+        idle: Idle::Poll,
+        flows4: flows,
+        flows6: flows,
+        region,
+        tracker: tracker.clone(),
+    };
     let reader = publisher.reader();
     let worker = Worker::new(&plan, reader, Arc::clone(&events), receiver, WorkerStats::shared())
         .expect("memory for the test's caches");
-    let testbed =
-        Testbed { desired, underlay, author, publisher, worker, events, commands, now: Ticks(1 << 40) };
+    let testbed = Testbed {
+        desired,
+        underlay,
+        author,
+        publisher,
+        worker,
+        events,
+        tracker,
+        commands,
+        now: Ticks(1 << 40),
+    };
     let endpoints = testbed.underlay.endpoints.len() as u16;
     for device in 0..FIRST_ENDPOINT + endpoints {
         testbed.open(device, MemPort::new());

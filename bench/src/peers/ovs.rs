@@ -13,6 +13,36 @@ pub enum Work {
     Forward,
     /// A VXLAN header in front, and out.
     Vxlan,
+    /// The connection is tracked, then a VXLAN header in front, and out.
+    TrackedVxlan,
+    /// Another source address, by the connection; one hop less, and out.
+    SourceNat,
+    /// Another destination address, by the connection; one hop less, and out.
+    DestinationNat,
+}
+
+impl Work {
+    const fn is_tunnelled(self) -> bool {
+        matches!(self, Work::Vxlan | Work::TrackedVxlan)
+    }
+
+    /// The flow rules, with what sends a packet out at the end.
+    fn rules(self) -> Vec<String> {
+        let send = if self.is_tunnelled() { "output:out" } else { "dec_ttl,output:out" };
+        let commit = match self {
+            Work::Forward | Work::Vxlan => return vec![format!("priority=10,in_port=p0,ip,actions={send}")],
+            Work::TrackedVxlan => "commit",
+            Work::SourceNat => "commit,nat(src=198.51.100.1-198.51.100.4:32768-65535)",
+            Work::DestinationNat => "commit,nat(dst=10.1.1.2)",
+        };
+        // Known connections are translated by the first look-up already.
+        let look_up = if self == Work::TrackedVxlan { "table=1" } else { "table=1,nat" };
+        vec![
+            format!("table=0,priority=10,in_port=p0,ip,actions=ct({look_up})"),
+            format!("table=1,priority=10,ip,ct_state=+trk+new,actions=ct({commit}),{send}"),
+            format!("table=1,priority=10,ip,ct_state=+trk+est,actions={send}"),
+        ]
+    }
 }
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
@@ -76,24 +106,19 @@ impl Switch<'_> {
         self.vsctl(&format!(
             "add-port br-int p0 -- set Interface p0 type=dpdk options:dpdk-devargs=\"{source}\""
         ))?;
-        let send = match work {
-            Work::Forward => {
-                self.vsctl(&format!("add-port br-int out -- set Interface out {sink}"))?;
-                "dec_ttl,output:out"
-            }
-            Work::Vxlan => {
-                self.vsctl("add-br br-phy -- set bridge br-phy datapath_type=netdev")?;
-                self.vsctl(&format!("add-port br-phy p1 -- set Interface p1 {sink}"))?;
-                self.tool("ip addr add 192.168.77.1/24 dev br-phy")?;
-                self.tool("ip link set br-phy up")?;
-                self.vsctl(
-                    "add-port br-int out -- set Interface out type=vxlan options:remote_ip=192.168.77.2 \
-                     options:key=100",
-                )?;
-                self.ask("tnl/arp/set br-phy 192.168.77.2 02:00:00:00:00:99")?;
-                "output:out"
-            }
-        };
+        if work.is_tunnelled() {
+            self.vsctl("add-br br-phy -- set bridge br-phy datapath_type=netdev")?;
+            self.vsctl(&format!("add-port br-phy p1 -- set Interface p1 {sink}"))?;
+            self.tool("ip addr add 192.168.77.1/24 dev br-phy")?;
+            self.tool("ip link set br-phy up")?;
+            self.vsctl(
+                "add-port br-int out -- set Interface out type=vxlan options:remote_ip=192.168.77.2 \
+                 options:key=100",
+            )?;
+            self.ask("tnl/arp/set br-phy 192.168.77.2 02:00:00:00:00:99")?;
+        } else {
+            self.vsctl(&format!("add-port br-int out -- set Interface out {sink}"))?;
+        }
         // `ovs-vsctl` is content when the switch could not open a port; the database has the reason.
         for port in ["p0", "out"] {
             let fault = self.vsctl(&format!("get Interface {port} error"))?;
@@ -101,8 +126,10 @@ impl Switch<'_> {
                 return Err(PeerError::Refused { command: format!("add-port {port}"), said: fault });
             }
         }
-        let flow = format!("priority=10,in_port=p0,ip,actions={send}");
-        self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {flow}")).map(drop)
+        for rule in work.rules() {
+            self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {rule}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -145,6 +172,18 @@ fn received_rate(said: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_looked_up_before_they_are_committed() {
+        assert_eq!(Work::Forward.rules().len(), 1);
+        let rules = Work::SourceNat.rules();
+        assert!(rules[0].ends_with("actions=ct(table=1,nat)"), "{rules:?}");
+        assert!(
+            rules[1]
+                .contains("+new,actions=ct(commit,nat(src=198.51.100.1-198.51.100.4:32768-65535)),dec_ttl"),
+            "{rules:?}"
+        );
+    }
 
     #[test]
     fn the_rate_is_read_from_what_the_switch_prints() {

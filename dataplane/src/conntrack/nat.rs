@@ -122,6 +122,18 @@ impl Pool {
         Pool { paired, ..self }
     }
 
+    /// The addresses of a family.
+    #[must_use]
+    pub fn addresses(&self, is_ipv4: bool) -> &[IpAddr] {
+        if is_ipv4 { &self.v4 } else { &self.v6 }
+    }
+
+    /// Pairs of an address and a port of a family: connections of one protocol to one place outside that fit.
+    #[must_use]
+    pub fn size(&self, is_ipv4: bool) -> u64 {
+        self.addresses(is_ipv4).len() as u64 * u64::from(self.ports)
+    }
+
     /// Whether a packet from outside to this address and port is for a connection of this pool.
     #[must_use]
     pub fn covers(&self, address: IpAddr, port: u16) -> bool {
@@ -204,16 +216,35 @@ fn open_free(
     settings: &Settings,
     now: Seconds,
 ) -> Result<super::ConnectionRef, Refused> {
-    for sent in candidates(table, worker, opening, pool) {
-        // A look first: it is cheaper than an attempt.
-        if table.find(&sent.inverse(), now).is_some() {
-            continue;
+    let mut candidates = candidates(table, worker, opening, pool);
+    let mut near = [None; RUN as usize];
+    // The first mostly is free. Each that is not makes it likelier that the next is not either, so ever more are brought
+    // near together: when ports run out, waiting for memory is what costs.
+    let mut ahead = 1;
+    loop {
+        let mut count = 0;
+        for (place, sent) in near.iter_mut().zip(candidates.by_ref().take(ahead)) {
+            table.touch(&sent.inverse());
+            (*place, count) = (Some(sent), count + 1);
         }
-        let opening = Opening { forwarded: sent, ..*opening };
-        match table.create(worker, &opening, limits, settings, now) {
-            Err(Refused::Taken { ours: Direction::Reply, .. }) => {}
-            decided => return decided,
+        if count == 0 {
+            break;
         }
+        if count > 1 {
+            near[..count].iter().flatten().for_each(|sent| table.touch_entries(&sent.inverse()));
+        }
+        for sent in near[..count].iter().flatten() {
+            // A look first: it is cheaper than an attempt.
+            if table.find(&sent.inverse(), now).is_some() {
+                continue;
+            }
+            let opening = Opening { forwarded: *sent, ..*opening };
+            match table.create(worker, &opening, limits, settings, now) {
+                Err(Refused::Taken { ours: Direction::Reply, .. }) => {}
+                decided => return decided,
+            }
+        }
+        ahead = (ahead * 4).min(RUN as usize);
     }
     table.lanes.lane(worker.0).note(Count::Exhausted);
     Err(Refused::Exhausted)

@@ -13,10 +13,10 @@ use super::entry::{
 use super::index::{Guard, Index, MOST_ENTRIES, Place};
 use super::life::{Seconds, Settings, State, Status};
 use super::tuple::{Direction, HashSeed, Tuple};
-use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence};
+use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence, prefetch};
 
 /// The version of an entry's words: raised with every change of their meaning.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 
 /// A worker's number, from zero: one thread's at a time, since its counters have one writer. A control thread that
 /// removes connections has a number of its own, so [`Plan::workers`] counts it too, and it takes part in the sweep.
@@ -202,6 +202,18 @@ impl Table {
         self.index.touch(self.place(tuple));
     }
 
+    /// Brings near what a look-up of this tuple reads next, once [`Table::touch`] has had its effect.
+    #[inline]
+    pub(crate) fn touch_entries(&self, tuple: &Tuple) {
+        self.index.find(self.place(tuple), |slot| {
+            if let Some(record) = self.records.get(slot.entry() as usize) {
+                prefetch(record, if slot.direction() == Direction::Original { ORIGINAL } else { REPLY });
+                prefetch(record, CONTROL);
+            }
+            None::<()>
+        });
+    }
+
     /// The connection that a packet belongs to.
     #[inline]
     #[must_use]
@@ -385,7 +397,7 @@ impl Table {
         fence(Ordering::Release);
         entry::store_tuple(record, ORIGINAL, &opening.original);
         entry::store_tuple(record, REPLY, reply);
-        record[PARTIES].store(opening.parties.word(), Ordering::Relaxed);
+        record[PARTIES].store(opening.parties.word(generation), Ordering::Relaxed);
         // An exchange, so that a late decision about the entry's former connection comes before it or fails.
         record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
         BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));
@@ -439,7 +451,14 @@ impl Table {
     /// A free entry: the worker's own, another's, or one whose connection gives way.
     fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
         let next = |index: u32| {
-            self.records.get(index as usize).map_or(0, |record| record[NEXT].load(Ordering::Relaxed))
+            let link = self.link(index);
+            // It will be the next to be written.
+            let after = link.checked_sub(1).and_then(|after| self.records.get(after as usize));
+            if let Some(record) = after {
+                prefetch(record, CONTROL);
+                prefetch(record, REPLY);
+            }
+            link
         };
         let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(next));
         pop().or_else(|| {
@@ -449,6 +468,30 @@ impl Table {
     }
 
     pub(crate) fn give_free(&self, lane: &Lane, index: u32) {
-        lane.push(index, |link| self.records[index as usize][NEXT].store(link, Ordering::Relaxed));
+        lane.push(index, |next| self.set_link(index, next));
+    }
+
+    /// What a free entry links to: the number of the next one plus one, or zero. It is kept as the distance from the entry
+    /// behind, so that memory of zeros is a free list that nobody had to write.
+    fn link(&self, index: u32) -> u32 {
+        let word = self.records.get(index as usize).map(|record| record[NEXT].load(Ordering::Relaxed));
+        word.map_or(0, |word| (word as u32).wrapping_add(index + 2))
+    }
+
+    /// Links a free entry to another.
+    pub(crate) fn set_link(&self, index: u32, next: u32) {
+        let word = &self.records[index as usize][NEXT];
+        let distance = u64::from(next.wrapping_sub(index + 2));
+        if word.load(Ordering::Relaxed) != distance {
+            word.store(distance, Ordering::Relaxed);
+        }
+    }
+
+    /// The part of the table whose entries a worker gives out first and looks after.
+    pub(crate) fn part(&self, worker: u16) -> std::ops::Range<u32> {
+        let of = self.lanes.count() as u64;
+        let edge = |number: u64| (u64::from(self.capacity()) * number / of) as u32;
+        let number = u64::from(worker) % of;
+        edge(number)..edge(number + 1)
     }
 }

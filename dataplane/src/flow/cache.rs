@@ -86,11 +86,13 @@ pub enum Found {
 }
 
 /// A known flow that a packet belongs to.
-pub struct Hit<'a, K> {
+pub struct Hit<'a, K: Key> {
     slot: &'a mut Slot<K>,
+    rewrites: &'a Table<K::Rewrite>,
+    index: usize,
 }
 
-impl<K> Hit<'_, K> {
+impl<K: Key> Hit<'_, K> {
     /// Counts the packet.
     #[inline(always)]
     pub fn count(&mut self, bytes: usize, now: Coarse) {
@@ -104,6 +106,20 @@ impl<K> Hit<'_, K> {
     #[must_use]
     pub fn action(&self) -> &Action {
         &self.slot.action
+    }
+
+    /// Whether the flow's last packet came in another [`Coarse::period`] than `now`.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_new_period(&self, now: Coarse) -> bool {
+        Coarse(self.slot.seen).period() != now.period()
+    }
+
+    /// The flow's other addresses and ports; of use only if its action says that it has some.
+    #[inline(always)]
+    #[must_use]
+    pub fn rewrite(&self) -> &K::Rewrite {
+        &self.rewrites[self.index]
     }
 }
 
@@ -132,6 +148,8 @@ pub struct Cache<K: Key> {
     tracked: Table<u64>,
     /// Other addresses and ports, of the slots whose action says that there are some.
     rewrites: Table<K::Rewrite>,
+    /// Whether any flow ever had some.
+    translates: bool,
     mask: u32,
     seed: Seed,
     used: usize,
@@ -155,6 +173,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
             slots: Table::zeroed(buckets * WAYS)?,
             tracked: Table::zeroed(buckets * WAYS)?,
             rewrites: Table::zeroed(buckets * WAYS)?,
+            translates: false,
             mask: buckets as u32 - 1,
             seed,
             used: 0,
@@ -196,22 +215,24 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     pub fn candidate(&self, hash: u64) -> Candidate {
         let bucket = hash as u32 & self.mask;
         let matches = equal(&self.tags[bucket as usize], tag_of(hash));
-        prefetch(&self.slots, bucket as usize * WAYS + (matches.trailing_zeros() as usize % WAYS));
+        let slot = bucket as usize * WAYS + (matches.trailing_zeros() as usize % WAYS);
+        prefetch(&self.slots, slot);
+        if self.translates {
+            prefetch(&self.rewrites, slot);
+        }
         Candidate { bucket, matches }
     }
 
-    /// Third stage for a plain hit: a flow of the current tables in the first slot that its tags name, whose action is all
-    /// it needs. `None` for anything else, which [`Cache::find`] tells apart.
+    /// Third stage for most hits: a flow of the current tables in the first slot that its tags name. `None` for anything
+    /// else, which [`Cache::find`] tells apart.
     #[inline(always)]
     pub fn hit(&mut self, key: &K, candidate: Candidate, epoch: Epoch) -> Option<Hit<'_, K>> {
         let way = candidate.matches.trailing_zeros() as usize % WAYS;
-        let slot = &mut self.slots[candidate.bucket as usize * WAYS + way];
+        let index = candidate.bucket as usize * WAYS + way;
+        let slot = &mut self.slots[index];
         // A slot that was given up keeps its key, so without a tag it does not count.
-        let is_hit = candidate.matches != 0
-            && slot.key == *key
-            && slot.epoch == epoch.0 as u32
-            && slot.action.is_plain();
-        is_hit.then_some(Hit { slot })
+        let is_hit = candidate.matches != 0 && slot.key == *key && slot.epoch == epoch.0 as u32;
+        is_hit.then_some(Hit { slot, rewrites: &self.rewrites, index })
     }
 
     /// Third stage: finds the flow, or not.
@@ -330,6 +351,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         }
         if let Some(rewrite) = flow.rewrite {
             self.rewrites[index] = rewrite;
+            self.translates = true;
         }
         Some(index)
     }

@@ -8,28 +8,8 @@ use crate::flow::DeviceId;
 use crate::mailbox::{Command, Events, Exit};
 use crate::port::{AnyPort, OwnedPort, PortId};
 use crate::tables::compile::compile;
-use crate::testbed::{self, FIRST_ENDPOINT, UPLINK};
+use crate::testbed::{self, Datagram, FIRST_ENDPOINT, UPLINK};
 use crate::worker::{Handle, Idle, Plan};
-
-const OBJECTS: &str = r#"
-    [[network]]
-    name = "default"
-    vni = 100
-    prefixes = ["10.1.0.0/16"]
-    [[endpoint]]
-    name = "a"
-    network = "default"
-    mac = "02:00:00:00:00:01"
-    addresses = ["10.1.1.1"]
-    attachment = { veth = { interface = "pa" } }
-    [[peer]]
-    name = "node2"
-    address = "192.168.1.2"
-    [[route]]
-    network = "default"
-    prefix = "10.1.2.0/24"
-    via = { peer = "node2" }
-"#;
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let from = Instant::now();
@@ -39,21 +19,9 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A datagram of the endpoint for the peer's pods.
-fn frame() -> Vec<u8> {
-    let router = penstock_wire::MacAddr::from_underlay("192.168.1.1".parse().unwrap());
-    let mut header = vec![0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 1, 1, 1, 10, 1, 2, 1];
-    let sum = penstock_wire::checksum::sum(&header).finish();
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
-    let mut frame = [&router.0[..], &[2, 0, 0, 0, 0, 1], &[8, 0], &header].concat();
-    frame.extend([0, 99, 0, 53, 0, 26, 0, 0]);
-    frame.resize(60, 0);
-    frame
-}
-
 #[test]
 fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
-    let mut node = testbed::node(OBJECTS, &["192.168.1.1".parse().unwrap()]);
+    let mut node = testbed::node(&testbed::two_pods("veth"), &[testbed::NODE.into()]);
     // Tables that `compile` never makes: a zone that names an endpoint which is not there.
     let mut broken = compile(&node.desired, &node.underlay, node.author.book(), None);
     broken.endpoints.clear();
@@ -62,7 +30,8 @@ fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
     let plan =
         Plan { id: 3, cpu: None, idle: Idle::Adaptive, flows4: 1024, flows6: 64, region, tracker: None };
     let worker = Handle::spawn(plan, node.publisher.reader(), Arc::<Events>::default()).unwrap();
-    let ports = [(UPLINK, MemPort::discard()), (FIRST_ENDPOINT, MemPort::replay(&[frame()], vec![0]))];
+    let frame = Datagram::from_pod_a(testbed::REMOTE_POD, 99, 53).frame();
+    let ports = [(UPLINK, MemPort::discard()), (FIRST_ENDPOINT, MemPort::replay(&[frame], vec![0]))];
     for (device, port) in ports {
         let (id, port) = (PortId(device.into()), AnyPort::Mem(Box::new(port)));
         let device = DeviceId(device);

@@ -108,7 +108,9 @@ pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr 
 struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
+    rules: &'a Rulebook,
     networks: Vec<&'a model::Network>,
+    peers: Vec<&'a model::Peer>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
     snapshot: Snapshot,
@@ -116,12 +118,12 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &Rulebook) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &'a Rulebook) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
-        let peer_index =
-            desired.peers().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
+        let peers: Vec<_> = desired.peers().collect();
+        let peer_index = peers.iter().enumerate().map(|(i, peer)| (peer.name.as_str(), i as u32)).collect();
         let mut underlay_addresses: Vec<IpAddr> = desired
             .uplinks()
             .filter_map(|uplink| underlay.uplinks.get(uplink.name.as_str()))
@@ -144,7 +146,9 @@ impl<'a> Compiler<'a> {
         Compiler {
             desired,
             underlay,
+            rules,
             networks,
+            peers,
             network_index,
             peer_index,
             snapshot,
@@ -243,6 +247,7 @@ impl<'a> Compiler<'a> {
             let index = self.snapshot.endpoints.len() as u32;
             let zone = self.zone(Zone::Endpoint { network, endpoint: index });
             let mac = endpoint.mac.get();
+            let subject = self.snapshot.policies.subject(endpoint.name.as_str()).cloned();
             self.device(device, Device::Endpoint { zone, mac });
             self.snapshot.endpoints.push(Arc::new(Endpoint {
                 name: endpoint.name.to_string(),
@@ -254,7 +259,10 @@ impl<'a> Compiler<'a> {
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
-                subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
+                meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
+                counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
+                subject,
+                judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
             }));
         }
     }
@@ -381,7 +389,7 @@ impl<'a> Compiler<'a> {
         let facts = &self.snapshot.peers[peer as usize];
         let path = facts.path.as_ref()?;
         let way = self.underlay.paths.get(&facts.address)?;
-        let configured = self.desired.peers().nth(peer as usize)?;
+        let configured = *self.peers.get(peer as usize)?;
         let (uplink, kind) = (self.underlay.uplinks.get(&way.uplink)?, kind_of(object)?);
         let outer = OuterPath {
             src_mac: uplink.mac,

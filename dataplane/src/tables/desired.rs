@@ -5,6 +5,7 @@
 //! backends among tens of thousands costs no look at the others.
 
 mod bonds;
+mod journal;
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,8 @@ use penstock_api::model::{
 };
 
 use bonds::Bonds;
+use journal::Journal;
+pub use journal::Mark;
 
 /// The configuration as it is wanted.
 #[derive(Clone, Debug)]
@@ -26,6 +29,7 @@ pub struct Desired {
     node_ports: Vec<PortRange>,
     objects: BTreeMap<Key, Object>,
     bonds: Bonds,
+    journal: Journal,
     generation: u64,
     /// Keys of objects that are there as well, of which nothing else is known.
     unread: BTreeSet<Key>,
@@ -45,7 +49,16 @@ pub enum Change {
 }
 
 /// What a change replaced, in order.
-type Undo = Vec<(Key, Option<Object>)>;
+type Replaced = Vec<(Key, Option<Object>)>;
+
+/// What the configuration was before a change, see [`Desired::revert`].
+#[derive(Clone, Debug)]
+pub struct Undo {
+    node: Node,
+    host: Option<Host>,
+    generation: u64,
+    replaced: Replaced,
+}
 
 /// The objects of one kind. Keys sort by kind first, so they lie side by side.
 macro_rules! of_kind {
@@ -75,6 +88,7 @@ impl Desired {
             node_ports: vec![Desired::default_node_ports()],
             objects: BTreeMap::new(),
             bonds: Bonds::default(),
+            journal: Journal::default(),
             generation: 0,
             unread: BTreeSet::new(),
         }
@@ -98,8 +112,8 @@ impl Desired {
     #[must_use]
     pub fn holding(mut self, objects: Vec<Object>, unread: &[Key]) -> (Desired, Vec<Fault>) {
         self.unread = unread.iter().cloned().collect();
-        let undo = self.replace(objects, |_| false);
-        let faults = self.judge(&undo);
+        let replaced = self.replace(objects, |_| false);
+        let faults = self.judge(&replaced);
         (self, faults)
     }
 
@@ -182,13 +196,26 @@ impl Desired {
         of_kind!(self, EgressIp)
     }
 
+    /// Now, for [`Desired::changed_since`].
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.journal.mark()
+    }
+
+    /// The keys of the objects that came, went or changed since a moment, some more than once; `None` if everything may
+    /// have changed.
+    #[must_use]
+    pub fn changed_since(&self, mark: Mark) -> Option<impl Iterator<Item = &Key>> {
+        self.journal.since(mark)
+    }
+
     /// Makes a change, or none of it.
     ///
     /// # Errors
     /// Everything that is wrong with it; the configuration is as it was.
-    pub fn apply(&mut self, change: Change) -> Result<(), Vec<Fault>> {
-        let before = (self.node.clone(), self.host.clone());
-        let undo = match change {
+    pub fn apply(&mut self, change: Change) -> Result<Undo, Vec<Fault>> {
+        let (node, host, generation) = (self.node.clone(), self.host.clone(), self.generation);
+        let replaced = match change {
             Change::Upsert(objects) => self.put(objects),
             Change::Delete(keys) => self.remove(keys)?,
             Change::Resync(objects) => self.replace(objects, |key| matches!(key, Key::Uplink(_))),
@@ -197,20 +224,27 @@ impl Desired {
                 self.replace(objects, |_| false)
             }
         };
-        let faults = self.judge(&undo);
+        let faults = self.judge(&replaced);
+        let undo = Undo { node, host, generation, replaced };
         if faults.is_empty() {
             self.generation += 1;
-            return Ok(());
+            return Ok(undo);
         }
-        (self.node, self.host) = before;
-        for (key, old) in undo.into_iter().rev() {
+        self.revert(undo);
+        Err(faults)
+    }
+
+    /// Takes the last change back.
+    pub fn revert(&mut self, undo: Undo) {
+        (self.node, self.host, self.generation) = (undo.node, undo.host, undo.generation);
+        for (key, old) in undo.replaced.into_iter().rev() {
             self.set(&key, old);
         }
-        Err(faults)
     }
 
     /// Puts an object in the place of a key, or nothing, and answers what was there.
     fn set(&mut self, key: &Key, object: Option<Object>) -> Option<Object> {
+        self.journal.note(key);
         let old = self.objects.remove(key);
         if let Some(old) = &old {
             self.bonds.loose(key, old);
@@ -223,8 +257,8 @@ impl Desired {
     }
 
     /// What is there already in just this form is no change.
-    fn put(&mut self, objects: Vec<Object>) -> Undo {
-        let mut undo = Undo::new();
+    fn put(&mut self, objects: Vec<Object>) -> Replaced {
+        let mut undo = Replaced::new();
         for object in objects {
             let key = object.key();
             if self.objects.get(&key) != Some(&object) {
@@ -235,7 +269,7 @@ impl Desired {
         undo
     }
 
-    fn remove(&mut self, keys: Vec<Key>) -> Result<Undo, Vec<Fault>> {
+    fn remove(&mut self, keys: Vec<Key>) -> Result<Replaced, Vec<Fault>> {
         let unknown = keys.iter().filter(|key| !self.objects.contains_key(key));
         let mend = "list what there is with `penstock objects`";
         let unknown: Vec<Fault> =
@@ -246,7 +280,7 @@ impl Desired {
         Ok(self.discard(keys))
     }
 
-    fn discard(&mut self, keys: Vec<Key>) -> Undo {
+    fn discard(&mut self, keys: Vec<Key>) -> Replaced {
         keys.into_iter()
             .map(|key| {
                 let old = self.set(&key, None);
@@ -255,7 +289,7 @@ impl Desired {
             .collect()
     }
 
-    fn replace(&mut self, objects: Vec<Object>, keep: impl Fn(&Key) -> bool) -> Undo {
+    fn replace(&mut self, objects: Vec<Object>, keep: impl Fn(&Key) -> bool) -> Replaced {
         let wanted: BTreeSet<Key> = objects.iter().map(Object::key).collect();
         let doomed = self.objects.keys().filter(|key| !keep(key) && !wanted.contains(key));
         let mut undo = self.discard(doomed.cloned().collect());

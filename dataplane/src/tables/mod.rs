@@ -6,8 +6,10 @@
 pub mod compile;
 pub mod desired;
 pub mod lpm;
+mod meters;
 pub mod nat;
 pub mod policies;
+pub mod rule_counts;
 pub mod rulebook;
 pub mod service;
 
@@ -23,9 +25,11 @@ use penstock_wire::{MacAddr, Vni};
 use crate::conntrack::NetworkId;
 use crate::conntrack::nat::Pool;
 use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::meter::Meter;
 use lpm::Lpm;
 use nat::Masquerade;
 use policies::Policies;
+use rule_counts::SubjectCounts;
 use service::Services;
 
 /// Everything that packets are decided by.
@@ -77,6 +81,22 @@ impl Snapshot {
     #[must_use]
     pub fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.iter().find(|network| network.vni.get() == id.number()).map(|network| &**network)
+    }
+
+    /// The endpoint that a device is the attachment of.
+    #[inline]
+    #[must_use]
+    pub fn endpoint_of(&self, device: DeviceId) -> Option<&Arc<Endpoint>> {
+        let Device::Endpoint { zone, .. } = self.devices.get(usize::from(device.0))? else { return None };
+        self.endpoint_in(*self.zones.get(zone.number())?)
+    }
+
+    /// The endpoint that packets from a zone come from.
+    #[inline]
+    #[must_use]
+    pub fn endpoint_in(&self, zone: Zone) -> Option<&Arc<Endpoint>> {
+        let Zone::Endpoint { endpoint, .. } = zone else { return None };
+        self.endpoints.get(endpoint as usize)
     }
 
     /// Whether packets from outside to `address` are for this node, or for a service or a connection that it keeps.
@@ -279,8 +299,14 @@ pub struct Endpoint {
     pub partial_checksums: bool,
     /// Connections that it may have at one time, if it is told a number of its own.
     pub max_connections: Option<u32>,
+    /// How much it may send, receive and open, if it has limits.
+    pub meter: Option<Arc<Meter>>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
+    /// How often its rules decided; there if the subject is.
+    pub counts: Option<Arc<SubjectCounts>>,
+    /// The last change of policies that was about it, see [`Policies::since`].
+    pub judged_since: u32,
 }
 
 /// Another node.

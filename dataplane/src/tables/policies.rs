@@ -4,6 +4,11 @@
 //!  Desired -> penstock_policy::Rules -> Program -> per endpoint: Subject          shared with the snapshot before
 //!                                            \---> per network: Lpm of PeerIds    where nothing changed
 //! ```
+//!
+//! Changes are counted, and each endpoint has the number of the last one that was about it ([`Policies::since`]): a
+//! connection that was judged then or later need not be judged again.
+
+mod follow;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,15 +18,31 @@ use penstock_api::{Fault, model};
 use penstock_policy as policy;
 use penstock_policy::{CompileError, PeerId, Peers, Program, Subject};
 
+use follow::Followed;
+
 use super::desired::Desired;
 use super::lpm::{LeftAligned, Lpm, key_of};
 
 /// Every policy of the node, compiled.
 #[derive(Debug, Default)]
 pub struct Policies {
+    followed: Followed,
     program: Program,
     epoch: u32,
+    /// The last change by which an address lost its endpoint.
+    vacated: u32,
+    holds: HashMap<String, Hold>,
     peers: HashMap<String, Arc<PeerTable>>,
+}
+
+/// What holds for an endpoint, and since which change.
+#[derive(Clone, Debug)]
+struct Hold {
+    network: String,
+    addresses: Vec<IpAddr>,
+    /// Its program's.
+    revision: Option<u64>,
+    since: u32,
 }
 
 /// Who an address of a network is, to its policies.
@@ -65,44 +86,93 @@ impl Policies {
     ///
     /// # Errors
     /// What is wrong with them, e.g. that the tables of an endpoint would not fit; nothing is compiled then.
-    pub fn compile(desired: &Desired, before: Option<&Policies>) -> Result<Policies, Vec<Fault>> {
-        let old = before.map(|before| &before.program);
-        let rules = Arc::new(rules_of(desired, old.map(|old| &**old.rules())));
-        let program = policy::compile(&rules, old).map_err(faults)?;
+    pub fn compile(desired: &Desired, before: &Policies) -> Result<Policies, Vec<Fault>> {
+        let followed = before.followed.next(desired);
+        // The first compile makes a program of no rules, too.
+        let old = (before.epoch != 0).then_some(&before.program);
+        let program = match old {
+            Some(program) if Arc::ptr_eq(&followed.rules, program.rules()) => program.clone(),
+            _ => policy::compile(&followed.rules, old).map_err(faults)?,
+        };
         let names = desired.networks().map(|network| network.name.as_str());
         let peers = names.filter_map(|name| {
             let peers = program.peers(name)?;
-            let known = before.and_then(|before| before.peers.get(name));
-            let kept = known.filter(|known| Arc::ptr_eq(&known.peers, peers)).cloned();
+            let kept = before.peers.get(name).filter(|known| Arc::ptr_eq(&known.peers, peers)).cloned();
             Some((name.to_owned(), kept.unwrap_or_else(|| Arc::new(PeerTable::new(Arc::clone(peers))))))
         });
-        let peers: HashMap<_, _> = peers.collect();
-        let epoch = match before {
-            Some(before) if before.is_same(&program, &peers) => before.epoch,
-            // Zero is never an epoch: it stands for decisions of another life of the daemon.
-            Some(before) => before.epoch.wrapping_add(1).max(1),
-            None => 1,
+        let peers = peers.collect();
+        let mut policies = Policies {
+            followed,
+            program,
+            epoch: before.epoch,
+            vacated: before.vacated,
+            holds: HashMap::new(),
+            peers,
         };
-        Ok(Policies { program, epoch, peers })
+        policies.count_changes(before);
+        Ok(policies)
     }
 
-    /// Whether every endpoint is decided about as before.
-    fn is_same(&self, program: &Program, peers: &HashMap<String, Arc<PeerTable>>) -> bool {
-        let same_table = |(name, table): (&String, &Arc<PeerTable>)| {
-            self.peers.get(name).is_some_and(|old| Arc::ptr_eq(old, table))
+    /// Finds the endpoints that are decided about in another way than before.
+    fn count_changes(&mut self, before: &Policies) {
+        // Zero is never an epoch: it stands for decisions of another life of the daemon.
+        let next = before.epoch.wrapping_add(1).max(1);
+        let hold = |endpoint: &policy::Endpoint| {
+            let revision = self.program.endpoint(&endpoint.name).map(|subject| subject.revision());
+            let kept = before.holds.get(&endpoint.name).filter(|hold| {
+                hold.revision == revision
+                    && hold.network == endpoint.network
+                    && hold.addresses == endpoint.addresses
+            });
+            let new = || Hold {
+                network: endpoint.network.clone(),
+                addresses: endpoint.addresses.clone(),
+                revision,
+                since: next,
+            };
+            (endpoint.name.clone(), kept.cloned().unwrap_or_else(new))
         };
-        let endpoints = &program.rules().endpoints;
-        let same_subject = |endpoint: &policy::Endpoint| {
-            let [old, new] = [&self.program, program].map(|program| program.endpoint(&endpoint.name));
-            old.map(|subject| subject.revision()) == new.map(|subject| subject.revision())
+        self.holds = self.program.rules().endpoints.iter().map(hold).collect();
+        let stays = |(name, old): (&String, &Hold)| {
+            self.holds
+                .get(name)
+                .is_some_and(|now| now.network == old.network && now.addresses == old.addresses)
         };
-        self.peers.len() == peers.len() && peers.iter().all(same_table) && endpoints.iter().all(same_subject)
+        if !before.holds.iter().all(stays) {
+            self.vacated = next;
+        }
+        let is_changed = self.vacated == next || self.holds.values().any(|hold| hold.since == next);
+        if is_changed || before.epoch == 0 {
+            self.epoch = next;
+        }
     }
 
-    /// Counts the changes of what policies decide; never zero. A decision of another epoch is made again.
+    /// Counts the changes of what policies decide; never zero once compiled.
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// The last change that was about an endpoint; now, for one that is not known.
+    #[must_use]
+    pub fn since(&self, endpoint: &str) -> u32 {
+        self.holds.get(endpoint).map_or(self.epoch, |hold| hold.since)
+    }
+
+    /// Whether what was decided at `epoch` about a connection still is, given when the last changes were about the
+    /// endpoints at its ends ([`Policies::since`]).
+    #[must_use]
+    pub fn still_holds(&self, epoch: u32, ends: impl IntoIterator<Item = u32>) -> bool {
+        // Counted back from now, since the numbers wrap.
+        let age = |of: u32| self.epoch.wrapping_sub(of);
+        let mut changes = ends.into_iter().chain([self.vacated]);
+        epoch != 0 && changes.all(|change| age(epoch) <= age(change))
+    }
+
+    /// Bytes that the tables take, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.program.bytes()
     }
 
     /// The program of an endpoint.
@@ -118,41 +188,14 @@ impl Policies {
     }
 }
 
-/// The configuration in the words of the policy engine; objects that `before` has as well are shared with it.
-fn rules_of(desired: &Desired, before: Option<&policy::Rules>) -> policy::Rules {
-    let mut members: HashMap<&str, Vec<IpAddr>> = HashMap::new();
-    for endpoint in desired.endpoints() {
-        if let Some(identity) = &endpoint.identity {
-            members.entry(identity.as_str()).or_default().extend(&endpoint.addresses);
-        }
+/// `members` are the addresses of its endpoints on this node.
+fn identity_of(identity: &model::Identity, members: Option<&Vec<IpAddr>>) -> policy::Identity {
+    let listed = identity.prefixes.iter().map(|prefix| prefix.net());
+    policy::Identity {
+        name: identity.name.to_string(),
+        network: identity.network.to_string(),
+        prefixes: listed.chain(members.into_iter().flatten().map(|&address| address.into())).collect(),
     }
-    let known: HashMap<_, _> =
-        before.iter().flat_map(|rules| &rules.identities).map(|it| (it.name.as_str(), it)).collect();
-    let identities = desired.identities().map(|identity| {
-        let listed = identity.prefixes.iter().map(|prefix| prefix.net());
-        let members = members.get(identity.name.as_str()).into_iter().flatten();
-        let new = policy::Identity {
-            name: identity.name.to_string(),
-            network: identity.network.to_string(),
-            prefixes: listed.chain(members.map(|&address| address.into())).collect(),
-        };
-        shared(known.get(identity.name.as_str()).copied(), new)
-    });
-    let identities = identities.collect();
-    let known: HashMap<_, _> =
-        before.iter().flat_map(|rules| &rules.policies).map(|it| (it.name.as_str(), it)).collect();
-    let policies = desired.policies().map(|it| shared(known.get(it.name.as_str()).copied(), policy_of(it)));
-    policy::Rules {
-        identities,
-        policies: policies.collect(),
-        tiers: desired.tiers().map(tier_of).collect(),
-        endpoints: desired.endpoints().map(endpoint_of).collect(),
-    }
-}
-
-/// The one that is known already, if it is the same.
-fn shared<T: PartialEq>(known: Option<&Arc<T>>, new: T) -> Arc<T> {
-    known.filter(|known| ***known == new).cloned().unwrap_or_else(|| Arc::new(new))
 }
 
 fn endpoint_of(endpoint: &model::Endpoint) -> policy::Endpoint {

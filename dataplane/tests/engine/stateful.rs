@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
+use penstock_api::file::parse_objects;
 use penstock_dataplane::drop::Cause;
 use penstock_dataplane::tables::desired::Change;
-use penstock_dataplane::testbed::{self, Testbed, UPLINK};
+use penstock_dataplane::testbed::{self, Sizes, Testbed, UPLINK};
 use penstock_wire::parse::{Net, V4Flow, parse};
 
 use super::{MAC_A, MAC_B, NODE1, POD_A, POD_B, objects, router};
 
-const A: [u8; 4] = [10, 1, 1, 1];
-const B: [u8; 4] = [10, 1, 1, 2];
+pub const A: [u8; 4] = [10, 1, 1, 1];
+pub const B: [u8; 4] = [10, 1, 1, 2];
 pub const SERVICE: [u8; 4] = [10, 96, 0, 1];
 const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 
@@ -62,8 +63,12 @@ const MORE: &str = r#"
 "#;
 
 pub fn node() -> Testbed {
+    node_of(Sizes { flows: 4096, chunks: 4096, connections: Some(1 << 16) })
+}
+
+pub fn node_of(sizes: Sizes) -> Testbed {
     let text = objects("vxlan") + MORE;
-    let mut node = testbed::stateful_node_with(&text, &[IpAddr::V4(NODE1.into())], 4096, 4096);
+    let mut node = testbed::node_of(&text, &[IpAddr::V4(NODE1.into())], sizes);
     let gateway = IpAddr::from([192, 168, 1, 254]);
     let uplink = penstock_dataplane::flow::DeviceId(UPLINK);
     node.underlay.neighbours.insert((uplink, gateway), testbed::NEXT_HOP_MAC);
@@ -170,10 +175,67 @@ fn a_policy_change_cuts_an_open_connection_on_its_next_packet_and_lets_it_on_aga
     pass(&mut node, POD_B, &tcp(POD_B, server, client, "A"), POD_A);
 }
 
-fn open(node: &mut Testbed, client: ([u8; 4], u16), server: ([u8; 4], u16)) {
+pub fn open(node: &mut Testbed, client: ([u8; 4], u16), server: ([u8; 4], u16)) {
     pass(node, POD_A, &tcp(POD_A, client, server, "S"), POD_B);
     pass(node, POD_B, &tcp(POD_B, server, client, "SA"), POD_A);
     pass(node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
+}
+
+/// Another pod, which no port is open for, and its policy.
+const ELSEWHERE: &str = r#"
+    [[identity]]
+    name = "third"
+    network = "default"
+    prefixes = ["10.1.1.3/32"]
+    [[endpoint]]
+    name = "c"
+    network = "default"
+    mac = "02:00:00:00:00:03"
+    addresses = ["10.1.1.3"]
+    attachment = { veth = { interface = "pc" } }
+    [[policy]]
+    name = "third"
+    network = "default"
+    tier = "application"
+    subjects = { identities = ["third"] }
+    directions = ["ingress", "egress"]
+"#;
+
+#[test]
+fn only_connections_of_endpoints_whose_policies_changed_are_judged_again() {
+    let mut node = node();
+    let (client, server) = ((A, 40000), (B, 5432));
+    open(&mut node, client, server);
+    let judged_at = |node: &Testbed| {
+        let mut rows = Vec::with_capacity(8);
+        node.tracker.as_ref().unwrap().table.list(0, &mut rows, |_| true);
+        let [connection] = rows[..] else { panic!("one connection is open: {rows:?}") };
+        connection.decision.epoch
+    };
+    let first = judged_at(&node);
+    node.desired.apply(Change::Upsert(parse_objects(ELSEWHERE, "test").unwrap())).unwrap();
+    node.publish();
+    let elsewhere = node.publisher.current().policies.epoch();
+    assert_ne!(elsewhere, first, "the change counts");
+    let stale = node.worker.counts().stale;
+    pass(&mut node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
+    assert_eq!((node.worker.counts().stale, judged_at(&node)), (stale + 1, first));
+    let mut about_the_server =
+        node.desired.policies().find(|it| it.name.as_str() == "server").unwrap().clone();
+    about_the_server.rules[0].ports.clear();
+    let change = Change::Upsert(vec![penstock_api::model::Object::Policy(about_the_server)]);
+    node.desired.apply(change).unwrap();
+    node.publish();
+    pass(&mut node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
+    assert_eq!(judged_at(&node), node.publisher.current().policies.epoch());
+    // An address that another endpoint has now is another one's.
+    let before = judged_at(&node);
+    node.desired
+        .apply(Change::Delete(vec![penstock_api::model::Key::Endpoint("c".parse().unwrap())]))
+        .unwrap();
+    node.publish();
+    pass(&mut node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
+    assert_ne!(judged_at(&node), before);
 }
 
 #[test]

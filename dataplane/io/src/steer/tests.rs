@@ -272,15 +272,42 @@ fn later_fragments_go_where_the_first_went() {
 }
 
 #[test]
-fn an_uplink_without_a_socket_passes_everything_to_the_kernel() {
+fn an_uplink_without_a_socket_is_closed_to_connections_alone() {
     let (program, _socket) = program(Role::Uplink, 0);
     program.unbind(0).unwrap();
     program.unbind(0).expect("unbinding twice is fine");
-    assert_eq!(run(&program, &ethernet(IPV4, &vxlan4())), Verdict::Kernel);
+    let sent = ipv4(NODE, OTHER, TCP, &ports(40001, 443));
+    let tunnelled = ipv4(NODE, OTHER, UDP, &ports(50000, 4789));
+    let to = |dst, port| ipv4(OTHER, dst, TCP, &ports(443, port));
+    let table = [
+        ("a tunnel's packet", vxlan4(), Verdict::Kernel),
+        (
+            "frag needed about our tunnel",
+            ipv4(OTHER, NODE, ICMP, &icmp(3, 4, 0, &tunnelled)),
+            Verdict::Kernel,
+        ),
+        ("ssh", to(NODE, 22), Verdict::Kernel),
+        ("the answer to a translated packet", to(NODE, 40001), Verdict::Dropped),
+        ("a client of a node port", to(NODE, 30080), Verdict::Dropped),
+        ("a packet to a pod", to("10.244.3.4", 22), Verdict::Dropped),
+        (
+            "the answer to a translated ping",
+            ipv4(OTHER, NODE, ICMP, &icmp(0, 0, 40001, &[])),
+            Verdict::Dropped,
+        ),
+        (
+            "an error about a translated packet",
+            ipv4(OTHER, NODE, ICMP, &icmp(3, 3, 0, &sent)),
+            Verdict::Dropped,
+        ),
+    ];
+    for (what, packet, expected) in table {
+        assert_eq!(run(&program, &ethernet(IPV4, &packet)), expected, "{what}");
+    }
 }
 
 #[test]
-fn an_uplink_whose_socket_closed_passes_everything_to_the_kernel() {
+fn an_uplink_whose_socket_closed_is_one_without() {
     let (program, socket) = program(Role::Uplink, 0);
     assert_eq!(run(&program, &ethernet(IPV4, &vxlan4())), Verdict::Taken);
     drop(socket);

@@ -9,13 +9,13 @@ use penstock_api::model::{
 };
 
 use super::bonds::{Claim, claims, needs, network_of};
-use super::{Desired, Undo};
+use super::{Desired, Replaced};
 
 impl Desired {
-    /// Everything that is wrong where a change touched the configuration; `undo` says where that is.
-    pub(super) fn judge(&self, undo: &Undo) -> Vec<Fault> {
+    /// Everything that is wrong where a change touched the configuration; `replaced` says where that is.
+    pub(super) fn judge(&self, replaced: &Replaced) -> Vec<Fault> {
         let mut faults = Vec::new();
-        for (key, old) in undo {
+        for (key, old) in replaced {
             match self.get(key) {
                 Some(object) => {
                     self.judge_object(key, object, &mut faults);
@@ -29,7 +29,7 @@ impl Desired {
         }
         self.judge_host(&mut faults);
         let touches_ways = |key: &Key| matches!(key, Key::Network(_) | Key::Route { .. });
-        if undo.iter().any(|(key, _)| touches_ways(key)) {
+        if replaced.iter().any(|(key, _)| touches_ways(key)) {
             self.judge_native(&mut faults);
         }
         // What is wrong between two objects is found from either side.

@@ -224,6 +224,16 @@ impl Services {
         }
     }
 
+    /// What [`Services::decide`] would answer, and whether the client's earlier connections choose the backend; for those
+    /// who only ask: the client is not remembered.
+    #[must_use]
+    pub fn foresee(&self, query: &Query, affinity: &Affinity, now: Ticks) -> (Answer, bool) {
+        match self.frontend(query) {
+            Some(frontend) => frontend.port.foresee(frontend.kind, query, affinity, now),
+            None => (self.decide(query, affinity, now), false),
+        }
+    }
+
     /// The service port that a connection asks, and by which kind of address.
     #[must_use]
     pub fn find(&self, query: &Query) -> Option<(&ServicePort, FrontendKind)> {

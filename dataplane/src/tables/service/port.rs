@@ -206,6 +206,23 @@ impl ServicePort {
         Answer::Backend(self.answered_by(self.choose(at, query, affinity, now), kind, query))
     }
 
+    /// What [`ServicePort::decide`] would answer, and whether the client's earlier connections choose the backend. Nothing
+    /// is remembered of it.
+    pub(super) fn foresee(
+        &self,
+        kind: FrontendKind,
+        query: &Query,
+        affinity: &Affinity,
+        now: Ticks,
+    ) -> (Answer, bool) {
+        let client = Client { address: query.src, service_port: self.key };
+        let known = affinity.excerpt(client);
+        let before = self.rules.affinity.and_then(|timeout| known.remembered(client, timeout, now));
+        let answer = self.decide(kind, query, &known, now);
+        let is_met_again = matches!(answer, Answer::Backend(chosen) if Some(chosen.backend) == before);
+        (answer, is_met_again)
+    }
+
     /// Which policy holds. Who asks an outside address from inside the cluster may use every backend (kube-proxy does the
     /// same): a Local policy keeps the addresses of clients outside, and those inside keep theirs anyway.
     fn policy(&self, kind: FrontendKind, origin: Origin) -> TrafficPolicy {

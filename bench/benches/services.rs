@@ -1,4 +1,4 @@
-//! What services, limits and rewrites cost here: `cargo run --release -p penstock-dataplane --example service_figures`.
+//! What services, limits and rewrites cost: `cargo bench -p penstock-bench --bench services`.
 //!
 //! Cycles are those of the time-stamp counter, the least of many rounds: noise only ever adds some.
 

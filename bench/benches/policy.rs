@@ -1,6 +1,6 @@
 //! Cycles of the time-stamp counter for a verdict, and what a compile takes, at 10 to 100 000 rules for one endpoint.
 //!
-//! `cargo bench -p penstock-policy`. The rules are of the kind that classifiers find hard: each has a prefix and a port
+//! `cargo bench -p penstock-bench --bench policy`. The rules are of the kind that classifiers find hard: each has a prefix and a port
 //! range of its own, prefixes nest, some rules are for any peer. Packets come with their peer id: the longest-prefix match
 //! that finds it is the caller's, and has its own bench. Three of four packets are made to fit some rule.
 
@@ -11,9 +11,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::measurement::{Measurement, ValueFormatter};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net};
+use penstock_bench::cycles::Cycles;
 use penstock_policy::{
     Action, Direction, Directions, Endpoint, Identity, Packet, Peer, Policy, PortMatch, Program, Protocol,
     Rule, Rules, Subjects, Tier, TierDefault, compile,
@@ -24,71 +24,6 @@ const BURST: usize = 32;
 /// Packets to choose from: more than the branch predictor learns by heart.
 const PACKETS: usize = 1 << 16;
 const COUNTS: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
-
-/// Cycles of the time-stamp counter in the place of seconds, by the clock and the counter's rate: this crate has no
-/// unsafe code to read the counter with.
-struct Cycles {
-    per_ns: f64,
-}
-
-impl Cycles {
-    fn of_this_machine() -> Cycles {
-        // In a guest this is the rate of the time-stamp counter; elsewhere the counter runs at the nominal rate.
-        let info = std::fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo is readable");
-        let mhz = info
-            .lines()
-            .find_map(|line| line.strip_prefix("cpu MHz")?.split(':').nth(1)?.trim().parse().ok());
-        let mhz: f64 = mhz.expect("/proc/cpuinfo names a rate");
-        println!("one cycle is {:.3} ns", 1000.0 / mhz);
-        Cycles { per_ns: mhz / 1000.0 }
-    }
-}
-
-impl Measurement for Cycles {
-    type Intermediate = Instant;
-    type Value = Duration;
-
-    fn start(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn end(&self, start: Instant) -> Duration {
-        start.elapsed()
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        value.as_nanos() as f64 * self.per_ns
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        self
-    }
-}
-
-impl ValueFormatter for Cycles {
-    fn scale_values(&self, _typical: f64, _values: &mut [f64]) -> &'static str {
-        "cycles"
-    }
-
-    fn scale_throughputs(&self, _typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
-        if let Throughput::Elements(count) = throughput {
-            values.iter_mut().for_each(|value| *value /= *count as f64);
-        }
-        "cycles/packet"
-    }
-
-    fn scale_for_machines(&self, _values: &mut [f64]) -> &'static str {
-        "cycles"
-    }
-}
 
 /// Numbers without pattern, always the same (xorshift, Marsaglia 2003).
 struct Dice(u64);
@@ -317,7 +252,7 @@ fn cluster() {
 criterion_group! {
     name = benches;
     config = Criterion::default()
-        .with_measurement(Cycles::of_this_machine())
+        .with_measurement(Cycles)
         .sample_size(20)
         .measurement_time(Duration::from_secs(1))
         .warm_up_time(Duration::from_millis(500))
