@@ -113,6 +113,13 @@ impl Action {
         self.flags & (TRACKED | REWRITE | METERED) == 0
     }
 
+    /// Whether packets need a look of their own each: at limits, or at what their sender asked for.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_singular(&self) -> bool {
+        self.flags & (METERED | SERVED) != 0
+    }
+
     /// Whether the flow is one of a connection's.
     #[inline(always)]
     #[must_use]
