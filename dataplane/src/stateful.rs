@@ -135,13 +135,13 @@ impl Pipeline {
     }
 }
 
-/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, the connection heard of its
-/// flow within this period, and nobody counts it or answers in another's name.
+/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, the connection heard of its flow
+/// within this period, and nobody else asks about it.
 #[inline(always)]
 pub(crate) fn passes(hit: &Hit<'_, Key4>, key: &Key4, frame: &[u8], now: Coarse) -> bool {
     let protocol = key.protocol();
     let changes = |l4| changes_its_connection(frame, l4, protocol);
-    hit.action().is_simple()
+    !hit.action().is_singular()
         && !hit.is_new_period(now)
         && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
 }

@@ -113,14 +113,6 @@ impl Action {
         self.flags & (TRACKED | REWRITE | METERED | SERVED) == 0
     }
 
-    /// Whether the action, with other addresses if it gives some, is all that a packet needs which its connection need not
-    /// hear of.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_simple(&self) -> bool {
-        self.flags & (METERED | SERVED) == 0
-    }
-
     /// Whether the flow is one of a connection's.
     #[inline(always)]
     #[must_use]

@@ -90,11 +90,13 @@ fn of_egress_ip(object: &model::EgressIp, desired: &Desired) -> Option<Masquerad
         by_identity || object.endpoints.contains(&endpoint.name)
     };
     let endpoints = desired.endpoints().filter(is_meant).flat_map(|endpoint| &endpoint.addresses);
+    // An endpoint's addresses of the other family leave by another object, or as they are.
+    let is_of_family = |prefix: &IpNet| prefix.addr().is_ipv4() == object.address.is_ipv4();
     let pool = Pool::new(&[object.address], object.ports.first()..=object.ports.last()).ok()?;
     Some(Masquerade {
         name: object.name.to_string(),
         kind: "egress-ip",
-        sources: listed.chain(endpoints.map(|&address| address.into())).collect(),
+        sources: listed.chain(endpoints.map(|&address| address.into())).filter(is_of_family).collect(),
         exclusions: object.exclusions.iter().map(|prefix| prefix.net()).collect(),
         outside: Outside::Same(Arc::new(pool)),
     })

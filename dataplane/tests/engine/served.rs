@@ -25,7 +25,7 @@ const MORE: &str = r#"
     [[backends]]
     service = "web"
     ports = [{ name = "http", port = 8080 }]
-    members = [{ address = "10.1.2.1", node = "node2" }]
+    members = [{ address = "10.1.2.1" }]
     [[route]]
     network = "default"
     prefix = "0.0.0.0/0"
@@ -49,10 +49,7 @@ fn nodes(encapsulation: &str) -> [Testbed; 2] {
         .replace("\"10.1.1.1\", \"fd00:1:1::1\"", "\"10.1.2.1\", \"fd00:1:2::1\"")
         .replace("\"10.1.1.2\", \"fd00:1:1::2\"", "\"10.1.2.2\", \"fd00:1:2::2\"")
         .replace("192.168.1.2", "192.168.1.1");
-    [
-        node_of(&here, NODE1),
-        node_of(&there.replace("\"node2\"\n        address", "\"node1\"\n        address"), NODE2),
-    ]
+    [node_of(&here, NODE1), node_of(&there, NODE2)]
 }
 
 fn asks(flags: &str) -> Vec<u8> {

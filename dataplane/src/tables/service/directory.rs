@@ -57,7 +57,8 @@ pub struct HealthCheck<'a> {
     pub port: u16,
     /// The service.
     pub service: &'a str,
-    /// Addresses of ready backends on this node: with none, the answer is 503, else 200.
+    /// Ready backends on this node, counted by the address family that has more of them: with none, the answer is 503, else
+    /// 200.
     pub local_ready: usize,
 }
 
@@ -203,7 +204,10 @@ impl Directory {
             |Entry { spec, .. }| {
                 let backends = spec.ports.iter().flat_map(|port| &port.backends);
                 let ready = backends.filter(|one| one.is_local && one.state == BackendState::Ready);
-                let local_ready = ready.map(|one| one.address).collect::<HashSet<_>>().len();
+                let addresses: HashSet<IpAddr> = ready.map(|one| one.address).collect();
+                // A backend that has both kinds of address is one.
+                let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+                let local_ready = ipv4.max(addresses.len() - ipv4);
                 Some(HealthCheck { port: spec.health_check_port?, service: &spec.name, local_ready })
             },
         )
