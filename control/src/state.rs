@@ -153,7 +153,17 @@ fn policy_table(tiers: &[proto::TierRow]) -> String {
         let none = String::new;
         let mut end = |what: &str, hits| {
             let (tier, action) = (tier.name.clone(), tier.default.clone());
-            table.row([tier, what.to_owned(), none(), none(), none(), action, none(), none(), units::count(hits)]);
+            table.row([
+                tier,
+                what.to_owned(),
+                none(),
+                none(),
+                none(),
+                action,
+                none(),
+                none(),
+                units::count(hits),
+            ]);
         };
         end("(end of the tier)", tier.default_hits);
         if tier.policies.iter().any(|policy| policy.staged) {
