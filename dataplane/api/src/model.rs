@@ -206,10 +206,10 @@ pub struct Limits {
     /// Bits a second from the endpoint, Ethernet headers included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_bits_per_second: Option<u64>,
-    /// Bytes that may pass at once after a pause, each way; a tenth of a second's worth when absent.
+    /// Bytes that may pass at once after a pause, each way; a second's worth when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_bytes: Option<u64>,
-    /// Packets a second, each way; a tenth of a second's worth may pass at once after a pause.
+    /// Packets a second, each way; a second's worth may pass at once after a pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets_per_second: Option<u32>,
     /// New connections a second, whoever opens them; a second's worth may be opened at once after a pause.

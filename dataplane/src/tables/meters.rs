@@ -12,9 +12,6 @@ use crate::meter::{Limits, Meter, Rate};
 /// Meters by the endpoint's name.
 pub(super) type Meters = HashMap<String, Arc<Meter>>;
 
-/// Of a limit's second, what may pass at once where no burst is told: a tenth.
-const BURST_PART: u64 = 10;
-
 /// The meters of a configuration; those of `before` go on where limits did not change.
 pub(super) fn meters_of(desired: &Desired, before: &Meters, rate: TicksPerSecond) -> Meters {
     let limited = desired.endpoints().filter_map(|endpoint| Some((endpoint, limits_of(&endpoint.limits?)?)));
@@ -27,19 +24,17 @@ pub(super) fn meters_of(desired: &Desired, before: &Meters, rate: TicksPerSecond
 }
 
 /// Limits in the words of the meter; `None` where no rate is limited.
+///
+/// Where no burst is told it is a second's worth. TCP that has lost a whole window is quiet for 200 ms at least (`TCP_RTO_MIN`
+/// in Linux's include/net/tcp.h), and for twice that if it loses again. What comes in meanwhile must find room in the bucket,
+/// or a stream between near hosts never reaches the rate: with a tenth of a second it had half of it.
 fn limits_of(told: &model::Limits) -> Option<Limits> {
-    let bytes = |bits: Option<u64>| {
-        bits.map(|bits| Rate::bits(bits, told.burst_bytes.unwrap_or(bits.div_ceil(8 * BURST_PART))))
-    };
-    let packets = told.packets_per_second.map(|packets| {
-        let per_second = u64::from(packets);
-        Rate { per_second, burst: per_second.div_ceil(BURST_PART) }
-    });
-    // A program that starts opens many connections at once: they may have a second's worth of them.
-    let connections = told.connections_per_second.map(|connections| {
-        let per_second = u64::from(connections);
-        Rate { per_second, burst: per_second }
-    });
+    let bytes =
+        |bits: Option<u64>| bits.map(|bits| Rate::bits(bits, told.burst_bytes.unwrap_or(bits.div_ceil(8))));
+    let a_seconds_worth =
+        |it: Option<u32>| it.map(u64::from).map(|per_second| Rate { per_second, burst: per_second });
+    let packets = a_seconds_worth(told.packets_per_second);
+    let connections = a_seconds_worth(told.connections_per_second);
     let limits = Limits {
         ingress_bytes: bytes(told.ingress_bits_per_second),
         egress_bytes: bytes(told.egress_bits_per_second),
@@ -55,10 +50,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_a_tenth_of_a_second_unless_told() {
+    fn a_burst_is_a_seconds_worth_unless_told() {
         let told = model::Limits { egress_bits_per_second: Some(80_000_000), ..model::Limits::default() };
         let burst = |told: &model::Limits| limits_of(told).unwrap().egress_bytes.unwrap();
-        assert_eq!(burst(&told), Rate { per_second: 10_000_000, burst: 1_000_000 });
+        assert_eq!(burst(&told), Rate { per_second: 10_000_000, burst: 10_000_000 });
         let told = model::Limits { burst_bytes: Some(5000), ..told };
         assert_eq!(burst(&told).burst, 5000);
     }

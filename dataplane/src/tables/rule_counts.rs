@@ -120,7 +120,7 @@ impl RuleTotals {
     pub(crate) fn of(rules: &[(&str, &str, u64)], ends: &[(&str, u64, u64)]) -> RuleTotals {
         let mut totals = RuleTotals::default();
         for (policy, rule, count) in rules {
-            *entry(entry(&mut totals.rules, policy), rule) = *count;
+            totals.rules.entry((*policy).to_owned()).or_default().insert((*rule).to_owned(), *count);
         }
         totals.ends =
             ends.iter().map(|(tier, made, staged)| ((*tier).to_owned(), (*made, *staged))).collect();
@@ -134,11 +134,11 @@ impl RuleTotals {
                 if count == 0 {
                     return;
                 }
-                let rules = entry(&mut self.rules, &policy.name);
-                *entry(rules, &rule.name) += count;
+                let rules = self.rules.entry(policy.name.clone()).or_default();
+                *rules.entry(rule.name.clone()).or_default() += count;
             }
             Ground::TierDefault(tier) if decided + would_decide > 0 => {
-                let end = entry(&mut self.ends, tier);
+                let end = self.ends.entry(tier.to_owned()).or_default();
                 *end = (end.0 + decided, end.1 + would_decide);
             }
             Ground::TierDefault(_) | Ground::End => {}
@@ -157,14 +157,6 @@ impl RuleTotals {
         let tiers: HashSet<&str> = desired.tiers().map(|tier| tier.name.as_str()).collect();
         self.ends.retain(|tier, _| tiers.contains(tier.as_str()));
     }
-}
-
-/// The value of a key, which is copied only when it is new.
-fn entry<'a, V: Default>(map: &'a mut HashMap<String, V>, key: &str) -> &'a mut V {
-    if !map.contains_key(key) {
-        map.insert(key.to_owned(), V::default());
-    }
-    map.get_mut(key).unwrap_or_else(|| unreachable!("it was put there"))
 }
 
 /// Counts by the revision of the program.

@@ -71,10 +71,10 @@ fn bandwidth_is_kept_each_way_whether_connections_are_kept_or_not() {
 fn packets_are_kept_each_way() {
     let mut node = node("packets-per-second = 1000", true);
     let (out, back) = (udp4(MAC_A, A, B, 64, 10), udp4(MAC_B, B, A, 64, 10));
-    assert_about(passing(&mut node, 300, POD_A, &out, POD_B), 100);
-    assert_about(passing(&mut node, 300, POD_B, &back, POD_A), 100);
-    assert!(node.worker.drops(Cause::EgressPacketRate) > 150);
-    assert!(node.worker.drops(Cause::IngressPacketRate) > 150);
+    assert_about(passing(&mut node, 1500, POD_A, &out, POD_B), 1000);
+    assert_about(passing(&mut node, 1500, POD_B, &back, POD_A), 1000);
+    assert!(node.worker.drops(Cause::EgressPacketRate) > 350);
+    assert!(node.worker.drops(Cause::IngressPacketRate) > 350);
     node.turn_after(rate() / 50);
     assert_about(passing(&mut node, 300, POD_A, &out, POD_B), 20);
 }
