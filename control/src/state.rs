@@ -146,23 +146,29 @@ fn policy_table(tiers: &[proto::TierRow]) -> String {
                     rule.action.clone(),
                     some(&rule.peers, "any"),
                     some(&rule.ports, "any"),
-                    units::count(rule.hits),
+                    rule.hits.map(units::count).unwrap_or_default(),
                 ]);
             }
         }
         let none = String::new;
-        let (end, hits) = ("(end of the tier)".to_owned(), units::count(tier.default_hits));
-        table.row([
-            tier.name.clone(),
-            end,
-            none(),
-            none(),
-            none(),
-            tier.default.clone(),
-            none(),
-            none(),
-            hits,
-        ]);
+        let mut end = |what: &str, hits| {
+            let (tier, action) = (tier.name.clone(), tier.default.clone());
+            table.row([
+                tier,
+                what.to_owned(),
+                none(),
+                none(),
+                none(),
+                action,
+                none(),
+                none(),
+                units::count(hits),
+            ]);
+        };
+        end("(end of the tier)", tier.default_hits);
+        if tier.policies.iter().any(|policy| policy.staged) {
+            end("(end of the tier, staged)", tier.staged_default_hits);
+        }
     }
     table.to_string()
 }
@@ -184,7 +190,6 @@ fn service_table(services: &[proto::ServiceRow]) -> String {
             ("BACKENDS", Right),
             ("READY", Right),
             ("CONNECTIONS", Right),
-            ("REFUSED", Right),
             ("OPTIONS", Left),
         ],
         "no services",
@@ -204,7 +209,6 @@ fn service_table(services: &[proto::ServiceRow]) -> String {
                 port.backends.len().to_string(),
                 ready.to_string(),
                 units::count(connections),
-                units::count(port.refused),
                 options(service),
             ]);
         }
@@ -236,7 +240,6 @@ fn backend_table(services: &[proto::ServiceRow]) -> String {
             ("ZONE", Left),
             ("WEIGHT", Right),
             ("CONNECTIONS", Right),
-            ("CHOSEN", Right),
             ("SLICE", Left),
         ],
         "no backends",
@@ -254,7 +257,6 @@ fn backend_table(services: &[proto::ServiceRow]) -> String {
                 backend.zone.clone(),
                 backend.weight.to_string(),
                 units::count(backend.connections),
-                units::count(backend.chosen),
                 backend.slice.clone(),
             ]);
         }

@@ -99,16 +99,16 @@ fn every_reading_command_prints_a_table() {
         (
             vec!["policy"],
             vec![
-                "application  shop/database      shop/database  from-web  ingress    allow   shop/web  tcp 5432, udp  12.3 k",
-                "application  trial (staged)     shop/database  none      ingress    deny    shop/web  tcp 5432, udp       7",
-                "application  (end of the tier)  -              -         -          deny    -         -                   3",
+                "application  shop/database              shop/database  from-web  ingress    allow   shop/web  tcp 5432, udp  12.3 k",
+                "application  trial (staged)             shop/database  none      ingress    deny    shop/web  tcp 5432, udp       7",
+                "application  (end of the tier)          -              -         -          deny    -         -                   3",
+                "application  (end of the tier, staged)  -              -         -          deny    -         -                   8",
             ],
         ),
         (
             vec!["services"],
             vec![
-                "shop/web  blue     http tcp 80  10.96.0.80, 203.0.113.80      30080         2      1            7        4",
-                "affinity 3 h 0 min, external local, prefers its zone",
+                "shop/web  blue     http tcp 80  10.96.0.80, 203.0.113.80      30080         2      1            7  affinity 3 h 0 min, external local, prefers its zone",
             ],
         ),
         (

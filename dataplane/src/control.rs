@@ -6,8 +6,12 @@
 //! ```
 
 mod capture;
+mod clock;
 mod connections;
+mod events;
 mod flows;
+mod health;
+mod http;
 mod look;
 mod metrics;
 mod socket;
@@ -28,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 pub use connections::ConnectionTable;
+pub use health::{HealthCheck, serve_health_checks};
 pub use metrics::{MetricsError, MetricsListener};
 pub use socket::{Listener, SocketError};
 

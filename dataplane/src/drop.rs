@@ -63,11 +63,17 @@ reasons! {
     ConnectionsFull, "connections-full", "the connection table is full of connections in use";
     EndpointConnections, "endpoint-connections", "the endpoint has as many connections as it may have";
     EndpointHalfOpen, "endpoint-half-open", "the endpoint has as many half-open connections as it may have";
+    EndpointConnectionRate, "endpoint-connection-rate", "the endpoint has more new connections a second than it may have";
+    EgressBandwidth, "egress-bandwidth", "the sender sends more bits a second than it may";
+    IngressBandwidth, "ingress-bandwidth", "the receiver is sent more bits a second than it may receive";
+    EgressPacketRate, "egress-packet-rate", "the sender sends more packets a second than it may";
+    IngressPacketRate, "ingress-packet-rate", "the receiver is sent more packets a second than it may receive";
     EgressPolicy, "egress-policy", "the sender's policies refuse the packet";
     IngressPolicy, "ingress-policy", "the receiver's policies refuse the packet";
     NoBackend, "no-backend", "the service has no backend that is ready";
     NoLocalBackend, "no-local-backend", "the service is served by backends of this node only, and there is none";
     SourceNotServed, "source-not-served", "the client is in none of the service's source ranges";
+    NotServed, "not-served", "another node sent the packet on for a service that has no such backend here";
     NoNatAddress, "no-nat-address", "the node has no address that could stand in for the sender's";
     FragmentAlone, "fragment-alone", "the packet's first fragment, which has its ports, did not come in time";
     NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, or an SCTP fragment";

@@ -7,7 +7,7 @@ use penstock_io::Frame;
 use penstock_wire::arp::Arp;
 use penstock_wire::ndp::{self, Neighbour};
 use penstock_wire::parse::{Fragment, Net, Parsed, parse};
-use penstock_wire::reply::{self, Problem};
+use penstock_wire::reply::{self, Problem, Unreachable};
 use penstock_wire::rewrite::rewrite;
 use penstock_wire::{fragment, proto};
 
@@ -46,6 +46,9 @@ impl Pipeline {
             && leaving.len <= action.max_len()
         {
             // An earlier packet of this very burst made the flow known.
+            if let Err(cause) = self.meter(at, zone, action, leaving) {
+                return self.tally.drop(cause, frame, &mut self.pool);
+            }
             return self.carry_out(at.snapshot, action, leaving, frame);
         }
         let fragment = self.fragment_of(at, zone, &parsed, &packet, frame.bytes());
@@ -58,7 +61,7 @@ impl Pipeline {
             }
         }
         let tracker = self.tracker.as_ref();
-        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, is_trial: false };
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger: Some(&self.ledger) };
         let verdict = slowpath::decide(scene, zone, &packet, &mut ());
         if packet.fragment == Fragment::First
             && let (Some((key, now)), Verdict::Go(way)) = (fragment, &verdict)
@@ -122,9 +125,13 @@ impl Pipeline {
     /// Lets a packet go its way, and remembers the way if it lasts.
     fn go(&mut self, at: Moment<'_>, zone: ZoneId, way: &Way, parsed: &Parsed, mut frame: Frame) {
         let leaving = if way.lasts { self.install(at, zone, parsed, way) } else { self.leaving(parsed) };
-        if leaving.len > way.action.max_len() && !may_cut(parsed) {
+        // Pieces of a packet that is sent on for a service would each have to say so.
+        if leaving.len > way.action.max_len() && (way.asked.is_some() || !may_cut(parsed)) {
             // Its sender is told of the packet as it sent it.
             return self.too_long(at, zone, way.action, leaving, frame);
+        }
+        if let Err(cause) = self.meter(at, zone, way.action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
         }
         if let Some(change) = &way.change {
             if way.action.finishes_checksums() {
@@ -136,6 +143,8 @@ impl Pipeline {
         }
         if leaving.len > way.action.max_len() {
             self.too_long(at, zone, way.action, leaving, frame);
+        } else if let Some(asked) = &way.asked {
+            self.carry_out_served(at.snapshot, way.action, leaving, asked, frame);
         } else {
             self.carry_out(at.snapshot, way.action, leaving, frame);
         }
@@ -247,7 +256,7 @@ impl Pipeline {
             Ok(parsed) => parsed,
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
         };
-        if may_cut(&parsed) {
+        if may_cut(&parsed) && !action.is_served() {
             return self.cut(at, action, leaving, &parsed, frame);
         }
         let problem = Problem::TooBig { mtu: action.max_len() };
@@ -287,7 +296,8 @@ impl Pipeline {
         self.consume(frame);
     }
 
-    /// Drops a packet and tells its sender why, unless the rules or the rate forbid it.
+    /// Drops a packet and tells its sender why, unless the rules or the rate forbid it: for a port without a listener TCP has
+    /// a word of its own, for everything else ICMP has one.
     #[cold]
     fn refuse(
         &mut self,
@@ -300,6 +310,10 @@ impl Pipeline {
     ) {
         if !self.limiter.allow(at.now) {
             self.tally.counts.errors_withheld += 1;
+        } else if problem == Problem::Unreachable(Unreachable::Port)
+            && protocol_of(parsed) == Some(proto::TCP)
+        {
+            self.make(at, zone, None, |out| reply::reset(frame.bytes(), parsed, out));
         } else if let Some(from) = error_source(at.snapshot, zone, parsed) {
             self.make(at, zone, None, |out| reply::error(frame.bytes(), parsed, problem, from, out));
         }
@@ -377,7 +391,13 @@ impl Pipeline {
             Verdict::Drop(reason) | Verdict::Refuse(reason, _) => {
                 self.tally.drop(reason, frame, &mut self.pool)
             }
-            Verdict::Wait(cause, _) => self.tally.drop(cause, frame, &mut self.pool),
+            Verdict::Wait(cause, wanted) => {
+                // Not worth keeping: whoever asked will ask again, and be answered then.
+                if let Some((device, next_hop)) = wanted {
+                    self.events.tell(Event::NeighbourWanted(device, next_hop));
+                }
+                self.tally.drop(cause, frame, &mut self.pool);
+            }
             Verdict::Answer(_) => self.tally.drop(Cause::RouteLoop, frame, &mut self.pool),
         }
     }
@@ -408,6 +428,14 @@ impl Pipeline {
 /// Whether a packet may be cut into fragments on its way.
 fn may_cut(parsed: &Parsed) -> bool {
     matches!(parsed.net, Net::V4(flow) if !flow.dont_fragment)
+}
+
+fn protocol_of(parsed: &Parsed) -> Option<u8> {
+    match parsed.net {
+        Net::V4(flow) => Some(flow.proto),
+        Net::V6(flow) => Some(flow.proto),
+        Net::Arp | Net::Other(_) => None,
+    }
 }
 
 /// ARP and neighbour solicitations, which are about this link and no flow.

@@ -1,7 +1,7 @@
 //! What travels between threads: commands and frames to a worker, events from it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
@@ -10,6 +10,7 @@ use penstock_io::Frame;
 
 use crate::flow::cache::Row;
 use crate::flow::{DeviceId, Key4, Key6};
+use crate::journal::{Entry, Journal};
 use crate::port::{OwnedPort, PortId};
 
 /// Frames that one worker may have waiting for another.
@@ -157,11 +158,20 @@ pub struct Events {
     queue: ArrayQueue<Event>,
     /// Wakes the control thread.
     pub wake: tokio::sync::Notify,
+    /// What workers tell people, one a worker that was started.
+    journals: Mutex<Vec<Arc<Journal>>>,
+    /// Wakes whoever reads the journals.
+    pub written: Arc<tokio::sync::Notify>,
 }
 
 impl Default for Events {
     fn default() -> Events {
-        Events { queue: ArrayQueue::new(EVENTS), wake: tokio::sync::Notify::new() }
+        Events {
+            queue: ArrayQueue::new(EVENTS),
+            wake: tokio::sync::Notify::new(),
+            journals: Mutex::default(),
+            written: Arc::default(),
+        }
     }
 }
 
@@ -170,6 +180,21 @@ impl Events {
     pub fn tell(&self, event: Event) {
         let _ = self.queue.push(event);
         self.wake.notify_one();
+    }
+
+    /// A journal for a worker that starts.
+    #[must_use]
+    pub fn journal(&self) -> Arc<Journal> {
+        let journal = Arc::new(Journal::new(Arc::clone(&self.written)));
+        self.journals.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&journal));
+        journal
+    }
+
+    /// The entries of all journals, those of each worker in order.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
+        journals.iter().flat_map(|journal| std::iter::from_fn(|| journal.next())).collect()
     }
 
     /// The oldest event.

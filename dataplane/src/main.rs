@@ -12,7 +12,7 @@ use penstock_dataplane::config::Config;
 use penstock_dataplane::config::machine::Findings;
 use penstock_dataplane::control::stateful::Sources;
 use penstock_dataplane::control::{
-    ConnectionTable, Listener, MetricsError, MetricsListener, REQUESTS, Service, SocketError,
+    Listener, MetricsError, MetricsListener, REQUESTS, Service, SocketError, serve_health_checks,
 };
 use penstock_dataplane::supervisor::{Engine, Refusal, Request, StartError};
 use serde::Serialize;
@@ -170,12 +170,12 @@ async fn serve(path: &Path, config: Config) -> Result<(), RunError> {
     let (requests, asked) = mpsc::channel(REQUESTS);
     tokio::spawn(signals.heed(path.to_owned(), config.clone(), requests.clone()));
     let (engine, watcher) = Engine::start(&config).await?;
-    let connections = ConnectionTable::of(&engine);
-    let service = Service::new(requests).with_sources(Sources { connections, ..Sources::default() });
+    let service = Service::new(requests).with_sources(Sources::of(&engine));
     if let Some(scraped) = scraped {
         tracing::info!("metrics are served on http://{}/metrics", scraped.address());
         tokio::spawn(service.clone().serve_metrics(scraped));
     }
+    tokio::spawn(serve_health_checks(engine.health_checks()));
     let server = tokio::spawn(service.serve(listener));
     tracing::info!(
         "node {} is ready: the control interface answers on {}",

@@ -12,10 +12,13 @@
 //! time `t` at most `rate * t + burst + workers * portion` passes, and a sender that is always at the limit loses
 //! nothing. Time is handed in; it may differ between workers by a few ticks.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 use penstock_io::{Ticks, TicksPerSecond};
+
+use crate::flow::DeviceId;
 
 /// Portions in a full bucket: what a purse can hold beyond the limit is this part of the burst.
 const PORTIONS: u64 = 64;
@@ -167,6 +170,8 @@ pub struct Purses {
 /// It lives as long as the endpoint and its limits: a new one starts with full buckets.
 #[derive(Debug, Default)]
 pub struct Meter {
+    /// No other meter of this process has it.
+    number: u64,
     limits: Limits,
     bytes: [Option<Bucket>; 2],
     packets: [Option<Bucket>; 2],
@@ -178,7 +183,9 @@ impl Meter {
     #[must_use]
     pub fn new(limits: Limits, rate: TicksPerSecond) -> Meter {
         let bucket = |limit: Option<Rate>, least| limit.map(|limit| Bucket::new(limit, least, rate));
+        static METERS: AtomicU64 = AtomicU64::new(1);
         Meter {
+            number: METERS.fetch_add(1, Ordering::Relaxed),
             limits,
             bytes: [limits.ingress_bytes, limits.egress_bytes].map(|limit| bucket(limit, LONGEST_PACKET)),
             packets: [limits.ingress_packets, limits.egress_packets].map(|limit| bucket(limit, 1)),
@@ -241,6 +248,31 @@ impl Meter {
             Some(bucket) if !purses.connections.spend(1, bucket, now) => Err(Exceeded::Connections),
             _ => Ok(()),
         }
+    }
+}
+
+/// A worker's purses for all endpoints, by the number of the endpoint's device.
+#[derive(Debug, Default)]
+pub struct Wallet {
+    /// Each with the number of the meter that filled it: another endpoint, or other limits, begin with an empty one.
+    purses: RefCell<Vec<(u64, Purses)>>,
+}
+
+impl Wallet {
+    /// Lets `spend` have the purses for a meter, which is that of the endpoint at `device`.
+    #[inline]
+    pub fn with<T>(&self, device: DeviceId, meter: &Meter, spend: impl FnOnce(&mut Purses) -> T) -> T {
+        let mut purses = self.purses.borrow_mut();
+        let place = usize::from(device.0);
+        if purses.len() <= place {
+            // Once for the largest number so far, not for a packet.
+            purses.resize_with((place + 1).next_power_of_two(), Default::default);
+        }
+        let (filled_by, purses) = &mut purses[place];
+        if *filled_by != meter.number {
+            (*filled_by, *purses) = (meter.number, Purses::default());
+        }
+        spend(purses)
     }
 }
 
@@ -420,6 +452,20 @@ mod tests {
                 prop_assert!(passed <= most, "{} of at most {}", passed, most);
             }
         }
+    }
+
+    #[test]
+    fn a_purse_is_not_inherited_with_the_devices_number() {
+        let limits = |per_second| Limits {
+            egress_packets: Some(Rate { per_second, burst: 64 * 100 }),
+            ..Limits::default()
+        };
+        let (rich, closed) = (Meter::new(limits(1000), RATE), Meter::new(limits(0), RATE));
+        let wallet = Wallet::default();
+        let send = |meter: &Meter| {
+            wallet.with(DeviceId(3), meter, |purses| meter.admit(purses, Way::Egress, 1, 1, Ticks(START)))
+        };
+        assert_eq!((send(&rich), send(&closed)), (Ok(()), Err(Exceeded::Packets)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::conntrack::HashSeed;
 use crate::conntrack::fragments::FragmentTable;
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, Cache, Candidate, Coarse, DeviceId, Found, Key4, Key6, Seed, Verb, ZoneId};
+use crate::ledger::Ledger;
 use crate::limiter::Limiter;
 use crate::mailbox::{Event, Events};
 use crate::offload;
@@ -103,6 +104,8 @@ pub(crate) struct Pipeline {
     pub(crate) events: Arc<Events>,
     /// The connections; `None` where none are kept.
     pub(crate) tracker: Option<Tracker>,
+    /// What it writes down while it decides.
+    pub(crate) ledger: Ledger,
     /// What first fragments said, for the later ones.
     pub(crate) fragments: FragmentTable,
     unwrapper: Unwrapper,
@@ -127,8 +130,9 @@ impl Pipeline {
             captures: Captures::new(worker),
             waiting: WaitingRoom::new(rate),
             limiter: Limiter::new(rate, 1000, 50),
-            events,
             tracker,
+            ledger: Ledger::new(worker, events.journal(), rate),
+            events,
             fragments: FragmentTable::with_capacity(
                 FRAGMENTED_PACKETS,
                 HashSeed::new(Seed::random().words()),
@@ -206,7 +210,15 @@ impl Pipeline {
     ) -> What {
         let zone = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
             Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => zone,
-            Ok(Arrived::Tunnel(_)) => return self.lanes.refuse(lane, Cause::WrongInnerMac),
+            Ok(Arrived::Served(zone, served_as)) if is_for_router(at.snapshot, frame) => {
+                match self.admit(at, zone, &served_as, frame) {
+                    Ok(()) => zone,
+                    Err(reason) => return self.lanes.refuse(lane, reason),
+                }
+            }
+            Ok(Arrived::Tunnel(_) | Arrived::Served(..)) => {
+                return self.lanes.refuse(lane, Cause::WrongInnerMac);
+            }
             Ok(Arrived::Bare) => match native {
                 Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => zone,
                 _ => return self.lanes.refuse(lane, Cause::NotForUs),
@@ -538,7 +550,12 @@ fn run_hits(
 
 /// Makes a packet what it is to be on its next link.
 #[inline(always)]
-fn rewrite(snapshot: &Snapshot, action: &Action, leaving: Leaving, frame: &mut Frame) -> Result<(), Cause> {
+pub(crate) fn rewrite(
+    snapshot: &Snapshot,
+    action: &Action,
+    leaving: Leaving,
+    frame: &mut Frame,
+) -> Result<(), Cause> {
     if action.finishes_checksums() {
         finish_checksum(frame.bytes_mut());
     }

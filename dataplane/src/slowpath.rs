@@ -9,15 +9,19 @@
 //! ```
 //!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
+//! * `served` is for packets that another node sends on for a service,
 //! * `link` leads to the next station, `words` explains it all to people.
 
+pub mod facts;
 mod link;
+mod served;
 mod tracked;
 mod words;
 
 use std::net::IpAddr;
 
 use penstock_io::Ticks;
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::icmp;
 use penstock_wire::parse::{Fragment, Net, Parsed, V4Flow, V6Flow};
 use penstock_wire::reply::{Problem, Unreachable};
@@ -27,12 +31,16 @@ use penstock_wire::{icmpv6, proto, sctp, tcp};
 use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
+use crate::ledger::{Ledger, is_metered};
 use crate::tables::{Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
 
+pub use served::admit;
 pub use words::{Question, Step, describe_zone, explain};
 
+use facts::Fact;
 use link::link;
+pub(crate) use words::describe_tuple;
 use words::{describe_target, matching_row};
 
 /// What is decided by.
@@ -44,8 +52,8 @@ pub struct Scene<'a> {
     pub tracker: Option<&'a Tracker>,
     /// The time.
     pub now: Ticks,
-    /// Whether somebody only asks: no connection is opened or changed.
-    pub is_trial: bool,
+    /// What is written down; `None` if somebody only asks: then no connection is opened or changed either.
+    pub ledger: Option<&'a Ledger>,
 }
 
 /// How a packet goes on.
@@ -59,13 +67,23 @@ pub struct Way {
     pub tracked: Tracked,
     /// Whether the packets of its flow that follow go the same way without being asked.
     pub lasts: bool,
+    /// What its sender asked for, where the receiver's node is to answer in that name.
+    pub asked: Option<ServedAs>,
+}
+
+impl Scene<'_> {
+    /// Whether somebody only asks.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.ledger.is_none()
+    }
 }
 
 impl Way {
     /// The way of every packet of a flow that no connection is kept of.
     #[must_use]
     pub fn of(action: Action) -> Way {
-        Way { action, change: None, tracked: Tracked::NONE, lasts: true }
+        Way { action, change: None, tracked: Tracked::NONE, lasts: true, asked: None }
     }
 
     /// What an IPv4 flow is remembered with.
@@ -117,12 +135,18 @@ pub enum Answer {
 pub trait Watch {
     /// A stage has decided; `say` gives the decision and its ground.
     fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String));
+
+    /// What that stage decided, part by part.
+    fn fact(&mut self, fact: impl FnOnce() -> Fact);
 }
 
 /// Nobody does.
 impl Watch for () {
     #[inline(always)]
     fn stage(&mut self, _stage: &'static str, _say: impl FnOnce() -> (String, String)) {}
+
+    #[inline(always)]
+    fn fact(&mut self, _fact: impl FnOnce() -> Fact) {}
 }
 
 /// The addresses and the protocol of a packet, whichever the family.
@@ -368,6 +392,11 @@ fn check_source(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Fac
             ) if *owner == peer => Ok(()),
             _ => Err(Cause::SpoofedTunnelSource),
         },
+        Zone::Served { .. } => match network.route(packet.src) {
+            // Clients outside only: whoever is inside is answered through the node that it asked.
+            Some(Target::Native { peer: None, .. }) => Ok(()),
+            _ => Err(Cause::SpoofedTunnelSource),
+        },
         Zone::Host { .. } => match network.route(packet.src) {
             Some(Target::Endpoint(_)) => Err(Cause::SpoofedSource),
             _ => Ok(()),
@@ -405,11 +434,20 @@ fn route(
         return Verdict::Refuse(Cause::NoRoute.into(), Problem::Unreachable(Unreachable::Network));
     };
     watch.stage("route", || (describe_target(snapshot, target), matching_row(network, packet.dst)));
+    watch.fact(|| facts::route(network, packet.dst));
     if loops(zone, target) {
         return Verdict::Drop(Cause::RouteLoop.into());
     }
     let verdict = link(snapshot, target, packet, watch);
+    tell_tunnel(snapshot, network, target, watch);
     seen_from(snapshot, zone, verdict, |way| way)
+}
+
+/// Tells which tunnel a packet goes into, if it does.
+fn tell_tunnel(snapshot: &Snapshot, network: &Network, target: &Target, watch: &mut impl Watch) {
+    if let Target::Tunnel { peer, template: Some(_) } = target {
+        watch.fact(|| facts::tunnel(snapshot, network, *peer));
+    }
 }
 
 /// Whether a packet would go back to where it came from.
@@ -419,6 +457,8 @@ fn loops(zone: Zone, target: &Target) -> bool {
             Zone::Tunnel { peer, .. },
             Target::Tunnel { peer: next, .. } | Target::Native { peer: Some(next), .. },
         ) => peer == *next,
+        // The peer took an endpoint that is not here for one of ours.
+        (Zone::Served { .. }, target) => !matches!(target, Target::Endpoint(_)),
         (Zone::Native { .. }, Target::Native { .. }) | (Zone::Host { .. }, Target::Host) => true,
         _ => false,
     }
@@ -434,10 +474,11 @@ fn seen_from(
     let Verdict::Go(way) = verdict else { return verdict };
     let partial = match zone {
         Zone::Endpoint { endpoint, .. } => snapshot.endpoints[endpoint as usize].partial_checksums,
-        Zone::Tunnel { .. } | Zone::Native { .. } => snapshot.partial_underlay,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => snapshot.partial_underlay,
         Zone::Host { .. } => false,
     };
-    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial), ..way }))
+    let is_metered = is_metered(snapshot, zone, way.action.out());
+    Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial).metering(is_metered), ..way }))
 }
 
 fn is_group(address: IpAddr) -> bool {

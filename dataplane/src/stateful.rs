@@ -1,5 +1,5 @@
-//! The pipeline's third stage for packets of a known flow that a connection is kept of: the connection hears of it now and
-//! then, and addresses are rewritten.
+//! The pipeline's third stage for packets of a known flow that needs more than its action: limits are asked, the
+//! connection hears of it now and then, and addresses are rewritten.
 
 use penstock_io::Frame;
 use penstock_wire::rewrite::Rewrite4;
@@ -9,8 +9,9 @@ use crate::conntrack::Packet;
 use crate::conntrack::life::leaves_fast_path;
 use crate::drop::Cause;
 use crate::flow::cache::Hit;
-use crate::flow::{Action, Coarse, DeviceId, Key, Key4};
-use crate::pipeline::{L3, Moment, Pipeline};
+use crate::flow::{Action, Coarse, DeviceId, Key, Key4, ZoneId};
+use crate::pipeline::{L3, Leaving, Moment, Pipeline};
+use crate::served::asked_by;
 
 /// Offset of the next header in an IPv6 header (RFC 8200 section 3).
 const V6_NEXT_HEADER_AT: usize = 6;
@@ -34,6 +35,9 @@ impl Pipeline {
             let (cache, key) = (&self.cache6, self.key6_of(lane));
             (*cache.action(index), cache.tracked(index), cache.is_new_period(index, coarse), key.protocol())
         };
+        if !action.is_tracked() {
+            return self.act_metered(at, device, lane, index, action, frame);
+        }
         let l4 = transport_at(frame.bytes(), leaving.is_ipv4, protocol);
         let lives = match (&self.tracker, l4) {
             (Some(tracker), Some(l4)) => {
@@ -56,6 +60,10 @@ impl Pipeline {
             return self.slow(at, zone, device, frame);
         };
         self.tally.counts.hits += 1;
+        if let Err(cause) = self.meter(at, zone, action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
+        let asked = if action.is_served() { asked_by(frame.bytes(), L3, l4, leaving.is_ipv4) } else { None };
         if action.rewrites() {
             if action.finishes_checksums() {
                 crate::pipeline::finish_checksum(frame.bytes_mut());
@@ -68,8 +76,39 @@ impl Pipeline {
                 self.cache6.rewrite(index).apply(frame.bytes_mut(), L3, l4, end)
             };
             if !done {
-                return self.tally.drop(crate::drop::Cause::NotTranslatable, frame, &mut self.pool);
+                return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
             }
+        }
+        if leaving.is_ipv4 {
+            self.cache4.count(index, leaving.len.into(), coarse);
+        } else {
+            self.cache6.count(index, leaving.len.into(), coarse);
+        }
+        match asked {
+            None => self.carry_out(at.snapshot, action, leaving, frame),
+            Some(asked) => self.carry_out_served(at.snapshot, action, leaving, &asked, frame),
+        }
+    }
+
+    /// A packet of a flow that no connection is kept of, from or to an endpoint with limits.
+    fn act_metered(
+        &mut self,
+        at: Moment<'_>,
+        device: DeviceId,
+        lane: usize,
+        index: usize,
+        action: Action,
+        frame: Frame,
+    ) {
+        let (zone, leaving, coarse) = (self.zone_of(lane), self.leaving_of(lane), Coarse::of(at.now));
+        if leaving.len > action.max_len() {
+            // Its sender must be told, or it must be cut.
+            self.tally.counts.stale += 1;
+            return self.slow(at, zone, device, frame);
+        }
+        self.tally.counts.hits += 1;
+        if let Err(cause) = self.meter(at, zone, action, leaving) {
+            return self.tally.drop(cause, frame, &mut self.pool);
         }
         if leaving.is_ipv4 {
             self.cache4.count(index, leaving.len.into(), coarse);
@@ -78,15 +117,33 @@ impl Pipeline {
         }
         self.carry_out(at.snapshot, action, leaving, frame);
     }
+
+    /// Lets a packet pass the limits of the endpoints that it comes from and goes to.
+    #[inline]
+    pub(crate) fn meter(
+        &self,
+        at: Moment<'_>,
+        zone: ZoneId,
+        action: Action,
+        leaving: Leaving,
+    ) -> Result<(), Cause> {
+        if !action.is_metered() {
+            return Ok(());
+        }
+        let zone = at.snapshot.zones.get(zone.number()).copied();
+        self.ledger.admit(at.snapshot, zone, action.out(), leaving.len, at.now)
+    }
 }
 
-/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, and the connection heard of
-/// its flow within this period.
+/// Whether a packet of a known flow goes its way unheard: it meets no limit, begins and ends no connection, and the flow's
+/// own heard of it within this period.
 #[inline(always)]
 pub(crate) fn passes(hit: &Hit<'_, Key4>, key: &Key4, frame: &[u8], now: Coarse) -> bool {
     let protocol = key.protocol();
     let changes = |l4| changes_its_connection(frame, l4, protocol);
-    !hit.is_new_period(now) && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
+    hit.action().is_quiet()
+        && !hit.is_new_period(now)
+        && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
 }
 
 /// Gives an IPv4 packet of `len` bytes other addresses and ports.

@@ -13,6 +13,8 @@ mod deal;
 mod device;
 mod events;
 mod exits;
+mod former;
+mod reclaim;
 mod steering;
 mod underlay;
 mod watchdog;
@@ -23,9 +25,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use penstock_api::Fault;
+use ipnet::IpNet;
+use penstock_api::{Fault, model};
 use penstock_io::{FramePool, MapError, Region, TicksPerSecond};
 use thiserror::Error;
+use tokio::sync::watch;
 
 pub use device::{Device, Facts, Owner, Queue};
 pub use events::{Reply, Request};
@@ -33,6 +37,7 @@ pub(crate) use exits::answer;
 pub use watchdog::Pace;
 
 use crate::config::Config;
+use crate::control::HealthCheck;
 use crate::flow::DeviceId;
 use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
@@ -42,11 +47,14 @@ use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
 use crate::tables::compile::{Underlay, check_capacity, compile};
 use crate::tables::desired::{Change, Desired};
+use crate::tables::rule_counts::RuleBooks;
 use crate::tables::rulebook::Author;
+use crate::tables::service::Contested;
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
 use deal::Deal;
 use device::{Spec, Surroundings};
+use former::Former;
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -136,6 +144,8 @@ pub struct Engine {
     author: Author,
     /// The connections.
     tracker: Tracker,
+    /// The daemon before.
+    former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
     /// The ports that the kernel is kept away from.
@@ -155,6 +165,10 @@ pub struct Engine {
     flow_capacity: u64,
     /// Whether it is on its way out.
     draining: bool,
+    /// The search for backends' numbers that can be given out again, when one is under way.
+    reclaiming: Option<reclaim::Walk>,
+    /// Where load balancers ask for services, and what they are told.
+    health_checks: watch::Sender<Vec<HealthCheck>>,
 }
 
 impl Engine {
@@ -171,8 +185,10 @@ impl Engine {
         let desired = Desired::new(config.node.clone(), config.host.clone())
             .with_node_ports(config.services.node_ports.clone());
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
-        let author = Author::new(config.services.zone.clone(), rate);
-        let tracker = connections::open(config, rate)?;
+        let author = Author::new(config.services.zone.clone(), rate)
+            .for_workers(config.cpus.len() as u16)
+            .with_node_ports_at(config.services.node_port_addresses.clone());
+        let (tracker, adopted) = connections::open(config, rate)?;
         let before = Snapshot::default();
         let mut publisher = Publisher::new(before);
         let mut workers = Vec::new();
@@ -190,6 +206,7 @@ impl Engine {
             rate,
             author,
             tracker,
+            former: Former::that_left(adopted, now),
             shown: Arc::default(),
             ports_kept: PortsKept::default(),
             started: now,
@@ -214,6 +231,8 @@ impl Engine {
             host_port: None,
             flow_capacity: (config.flows4 + config.flows6) as u64,
             draining: false,
+            reclaiming: None,
+            health_checks: watch::Sender::default(),
         };
         match engine.apply(config.reload()).await {
             Ok(live) => tracing::info!("generation {} is live after {:?}", live.generation, live.took),
@@ -230,6 +249,7 @@ impl Engine {
     pub async fn apply(&mut self, change: Change) -> Result<Live, Refusal> {
         let began = Instant::now();
         let must_open = !matches!(change, Change::Reload(..));
+        let is_everything = matches!(change, Change::Resync(..));
         let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
         let undo = self.desired.apply(change).map_err(Refusal::Faulty)?;
         let faults = check_capacity(&self.desired);
@@ -250,6 +270,10 @@ impl Engine {
                 return Err(Refusal::Faulty(faults));
             }
         }
+        if is_everything {
+            self.replace_former();
+        }
+        self.former.hand_over(&self.tracker.table, &self.publisher.current());
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
     }
@@ -330,24 +354,40 @@ impl Engine {
         self.ports_kept.keep(&rules.snat_ranges);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
+        self.author.published(epoch);
+        self.tell_health();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.publisher.current();
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
-        for (owner, device) in &mut self.devices {
-            if let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer)
-                && device.rules != rules
-            {
-                match steer.set_rules(&rules) {
-                    Ok(()) => device.rules = rules.clone(),
-                    Err(error) => tracing::error!("{owner}: {error}"),
-                }
-            }
-        }
+        steering::steer(&mut self.devices, &rules, self.former.rules_count());
         let used = self.knowledge.used(&self.desired, &self.devices);
         self.upkeep.set_used(used);
     }
 
-    /// What an uplink takes from the kernel: tunnels that end here and, where a network travels without tunnels, its
+    /// Tells who answers load balancers what has become of services with local backends.
+    fn tell_health(&self) {
+        let (directory, services) = (self.author.directory(), &self.author.book().services);
+        let checks = directory.health_checks().flat_map(|check| {
+            services.node_addresses().iter().map(move |&address| HealthCheck {
+                address: (address, check.port).into(),
+                service: check.service.to_owned(),
+                local_ready: check.local_ready,
+            })
+        });
+        let checks: Vec<HealthCheck> = checks.collect();
+        self.health_checks.send_if_modified(|told| {
+            let differs = *told != checks;
+            *told = checks;
+            differs
+        });
+    }
+
+    /// Where load balancers ask for services, and what they are to be told, now and later.
+    #[must_use]
+    pub fn health_checks(&self) -> watch::Receiver<Vec<HealthCheck>> {
+        self.health_checks.subscribe()
+    }
+
     /// Makes the kernel's side of the host port what the tables say; does nothing when it is so already.
     async fn prepare_host(&mut self, draft: &Snapshot) {
         let (Some(host), Some(device)) = (&self.desired.host, self.devices.get_mut(&Owner::Host)) else {
@@ -365,7 +405,7 @@ impl Engine {
             mtu: u32::from(mtu),
             gateway_mac: draft.router_mac,
             addresses: host.addresses.clone(),
-            prefixes: network.prefixes.iter().map(|prefix| prefix.net()).collect(),
+            prefixes: host_prefixes(&self.desired, network),
         };
         if self.host_port.as_ref() == Some(&port) {
             return;
@@ -452,6 +492,18 @@ impl Engine {
         Some(&self.tracker)
     }
 
+    /// What the rules of policies decide, as it is counted.
+    #[must_use]
+    pub fn rule_books(&self) -> &RuleBooks {
+        self.author.counted()
+    }
+
+    /// What workers tell of what they meet.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
     /// The tables as they are published.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -486,6 +538,11 @@ impl Engine {
             Some(link) if !link.carrier => "down: no carrier",
             _ => "up",
         }
+    }
+
+    /// The addresses and ports that more than one service claims.
+    pub fn contested(&self) -> impl Iterator<Item = Contested> {
+        self.author.directory().contested()
     }
 
     /// The workers.
@@ -557,6 +614,19 @@ impl Engine {
         let next = Epoch(self.publisher.epoch().0 + 1);
         self.retired_devices.push_back((id, next));
     }
+}
+
+/// What the node reaches by its host port: the network's prefixes, and the cluster addresses of its services beside them.
+fn host_prefixes(desired: &Desired, network: &model::Network) -> Vec<IpNet> {
+    let mut prefixes: Vec<IpNet> = network.prefixes.iter().map(|prefix| prefix.net()).collect();
+    let services = desired.services().filter(|service| service.network == network.name);
+    let addresses = services.flat_map(|service| &service.cluster_ips);
+    let beside: BTreeSet<IpNet> = addresses
+        .filter(|&address| !prefixes.iter().any(|prefix| prefix.contains(address)))
+        .map(|&address| address.into())
+        .collect();
+    prefixes.extend(beside);
+    prefixes
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use penstock_io::Frame;
 use penstock_wire::decap::{self, TunnelKind};
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::parse::{Fragment, Net, Parsed, parse_any, parse_quoted, plain};
-use penstock_wire::{Vni, ecn, ethernet, icmp, icmpv6, ipv4, ipv6, proto, udp};
+use penstock_wire::{Malformed, Vni, ecn, ethernet, icmp, icmpv6, ipv4, ipv6, proto, udp};
 
 use crate::drop::{Cause, Reason};
 use crate::flow::ZoneId;
@@ -21,6 +22,8 @@ const MEMO: usize = 64;
 pub enum Arrived {
     /// An inner frame: the tunnel's headers are off.
     Tunnel(ZoneId),
+    /// The same, sent on for a service that the peer's client asked.
+    Served(ZoneId, ServedAs),
     /// No tunnel packet.
     Bare,
     /// The underlay says that packets to a peer may only be so long.
@@ -91,7 +94,7 @@ impl Unwrapper {
             return Err(Cause::NotOurTunnel.into());
         }
         if has_checksum(frame.bytes(), &parsed) && !checksum_holds(snapshot, frame.bytes(), parsed) {
-            return Err(penstock_wire::Malformed::BadChecksum.into());
+            return Err(Malformed::BadChecksum.into());
         }
         let end = usize::from(parsed.end);
         let tunnel = decap::tunnel(&frame.bytes()[..end], parsed.l4, kind)?;
@@ -99,11 +102,17 @@ impl Unwrapper {
         if zone.kind != kind {
             return Err(Cause::WrongTunnelKind.into());
         }
+        let served_as =
+            if tunnel.is_served { Some(decap::served_as(frame.bytes(), parsed.l4)?) } else { None };
         frame.truncate(end);
         // The inner Ethernet header is all there (`decap::tunnel`), so at least that stays.
-        frame.trim_front(tunnel.inner.into()).map_err(|_| penstock_wire::Malformed::Truncated)?;
+        frame.trim_front(tunnel.inner.into()).map_err(|_| Malformed::Truncated)?;
         if tos & ecn::MASK != 0 {
             carry_congestion(frame.bytes_mut(), tos)?;
+        }
+        if let Some(served_as) = served_as {
+            let zone = zone.served.ok_or(Malformed::UnknownCriticalOption)?;
+            return Ok(Arrived::Served(zone, served_as));
         }
         Ok(Arrived::Tunnel(zone.zone))
     }

@@ -39,7 +39,7 @@ pub(super) fn policies(staged: bool) -> Vec<TierRow> {
         action: action.into(),
         peers: vec!["shop/web".into()],
         ports: vec!["tcp 5432".into(), "udp".into()],
-        hits,
+        hits: Some(hits),
     };
     let policy = |name: &str, staged, rules| PolicyRow {
         name: name.into(),
@@ -60,6 +60,7 @@ pub(super) fn policies(staged: bool) -> Vec<TierRow> {
         order: 200,
         default: "deny".into(),
         default_hits: 3,
+        staged_default_hits: 8,
         policies,
     }]
 }
@@ -73,7 +74,6 @@ pub(super) fn services() -> Vec<ServiceRow> {
         node: "node-b".into(),
         weight: 1,
         connections,
-        chosen: 100 + connections,
         ..Default::default()
     };
     let port = ServicePortRow {
@@ -81,7 +81,6 @@ pub(super) fn services() -> Vec<ServiceRow> {
         protocol: 6,
         port: 80,
         node_port: Some(30080),
-        refused: 4,
         backends: vec![backend("10.1.2.9", "ready", 5), backend("fd00::9", "terminating", 2)],
     };
     vec![ServiceRow {

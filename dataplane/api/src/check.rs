@@ -150,6 +150,9 @@ fn check_uplink(uplink: &Uplink, faults: &mut Faults) {
 }
 
 fn check_network(network: &Network, faults: &mut Faults) {
+    if network.vni.get() == 0 {
+        faults.add("vni", "is 0, which stands for what is outside of all networks");
+    }
     faults.mtu(network.mtu, network.prefixes.iter().any(|prefix| !prefix.is_ipv4()));
     if network.gateways.is_empty() {
         faults.found.push(Fault::new(
@@ -349,6 +352,13 @@ mod tests {
                 "route 10.0.0.0/8 in network \"n\" via.uplink.gateway",
             ]
         );
+    }
+
+    #[test]
+    fn no_network_has_the_number_of_what_is_outside() {
+        let numbered = |vni: u32| keys(&format!("[[network]]\nname = \"n\"\nvni = {vni}\n"));
+        assert_eq!(numbered(0), ["network \"n\" vni"]);
+        assert_eq!(numbered(1), [""; 0]);
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "prefix" | "prefixes" | "except" | "sources" | "exclusions" | "source-ranges" => {
             "write a prefix without host bits, as in 10.1.0.0/16 or fd00:1::/64"
         }
-        "vni" => "choose a number from 0 to 16777215",
+        "vni" => "choose a number from 1 to 16777215",
         "mtu" => "choose 576 to 65535 bytes, at least 1280 where IPv6 is spoken",
         "encapsulation" => "choose \"vxlan\", \"geneve\" or \"none\"",
         "xdp" => "choose \"auto\", \"native\" or \"generic\"",

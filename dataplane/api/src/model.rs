@@ -209,10 +209,10 @@ pub struct Limits {
     /// Bytes that may pass at once after a pause, each way; a tenth of a second's worth when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_bytes: Option<u64>,
-    /// Packets a second, each way.
+    /// Packets a second, each way; a tenth of a second's worth may pass at once after a pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets_per_second: Option<u32>,
-    /// New connections a second, whoever opens them.
+    /// New connections a second, whoever opens them; a second's worth may be opened at once after a pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections_per_second: Option<u32>,
     /// Connections at one time, whoever opened them.

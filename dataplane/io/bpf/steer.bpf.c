@@ -3,8 +3,10 @@
  * Decides which packets leave the kernel's path for an AF_XDP socket.
  *
  * On an uplink it takes what is the dataplane's and nothing else, so that the node stays reachable whatever becomes of
- * the dataplane; without a socket on the queue the packet goes to the kernel. On a pod's interface it takes everything;
- * without a socket the packet is dropped, so that a pod is never without its policy.
+ * the dataplane. Without a socket on the queue a tunnel's packet goes to the kernel; one of a pod, a service or a
+ * translated connection is dropped: the kernel knows nothing of them and would reset what is to go on with the next
+ * dataplane. On a pod's interface it takes everything; without a socket the packet is dropped, so that a pod is never
+ * without its policy.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -20,6 +22,8 @@
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
+#define IPV6_MORE_FRAGMENTS 0x0001
+#define IPV6_FRAGMENT_OFFSET 0xfff8
 #define VLAN_ID 0x0fff
 
 /* RFC 792 and RFC 1191; linux/icmp.h would bring the C library's headers along. */
@@ -33,6 +37,13 @@
 #define ICMPV6_PACKET_TOO_BIG 2
 #define ICMPV6_PARAMETER_PROBLEM 4
 #define ICMPV6_ECHO_REPLY 129
+
+/* Whose a packet on an uplink is: what becomes of one that is taken when there is no socket, or zero. */
+enum owner {
+	KERNEL = 0,
+	CONNECTION = XDP_DROP,
+	TUNNEL = XDP_PASS,
+};
 
 /* Set before the program is loaded; the verifier removes what the role does not need. */
 const volatile __u8 role = UPLINK;
@@ -76,6 +87,23 @@ struct vlan_tag {
 struct ports {
 	__be16 source;
 	__be16 dest;
+};
+
+/* RFC 8200, section 4.5. */
+struct fragment_head {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+/* What the fragments of a packet have in common. */
+struct fragmented {
+	struct address source;
+	struct address dest;
+	__be32 id;
+	__u8 protocol;
+	__u8 zero[3];
 };
 
 /* What precedes the quoted packet of an ICMP or ICMPv6 error. */
@@ -140,6 +168,14 @@ struct {
 	__type(value, struct port_range);
 } snat_ranges SEC(".maps");
 
+/* Packets whose first fragment was taken: the later ones, which carry no ports, go with it. Those seen longest ago give way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragmented);
+	__type(value, __u8);
+} fragments SEC(".maps");
+
 static __always_inline struct address mapped(__be32 ipv4)
 {
 	struct address address = { .bytes = { [10] = 0xff, [11] = 0xff } };
@@ -174,65 +210,107 @@ static __always_inline bool is_node_port(const struct address *address, __u8 pro
 }
 
 /* TCP, UDP or SCTP to one of the node's own addresses. */
-static __always_inline bool takes_ports(const struct address *dest, __u8 protocol, void *at, void *end)
+static __always_inline enum owner owner_of_ports(const struct address *dest, __u8 protocol, void *at, void *end)
 {
 	const struct ports *ports = at;
 
 	if ((void *)(ports + 1) > end)
-		return false;
+		return KERNEL;
 	if (protocol == IPPROTO_UDP && is_tunnel_port(ports->dest) && is_endpoint(dest))
-		return true;
-	return is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest);
+		return TUNNEL;
+	if (is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest))
+		return CONNECTION;
+	return KERNEL;
+}
+
+/* A fragment to one of the node's own addresses: the first is taken if it is a service's or a translated connection's, and the
+ * later ones go with it. All others are the kernel's, which puts them together; nobody sends tunnel packets in fragments.
+ */
+static __always_inline enum owner owner_of_fragment(const struct fragmented *packet, bool first, void *at, void *end)
+{
+	const struct ports *ports = at;
+	const struct icmp_head *icmp = at;
+	__u8 present = 1;
+	bool takes;
+
+	if (!first)
+		return bpf_map_lookup_elem(&fragments, packet) ? CONNECTION : KERNEL;
+	switch (packet->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		if ((void *)(ports + 1) > end)
+			return KERNEL;
+		takes = is_node_port(&packet->dest, packet->protocol, ports->dest) || is_snat_port(&packet->dest, ports->dest);
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((void *)(icmp + 1) > end)
+			return KERNEL;
+		takes = icmp->type == (packet->protocol == IPPROTO_ICMP ? ICMP_ECHO_REPLY : ICMPV6_ECHO_REPLY) &&
+			is_snat_port(&packet->dest, icmp->id);
+		break;
+	default:
+		return KERNEL;
+	}
+	if (!takes)
+		return KERNEL;
+	bpf_map_update_elem(&fragments, packet, &present, BPF_ANY);
+	return CONNECTION;
 }
 
 /* The quoted packet of an ICMP error is one that this node sent: by a tunnel, if the error is about its size, since the path's
  * MTU must reach the dataplane; or as a translated connection's or a service's.
  */
-static __always_inline bool is_ours(const struct address *source, __u8 protocol, void *at, void *end, bool too_big)
+static __always_inline enum owner owner_of_sent(const struct address *source, __u8 protocol, void *at, void *end, bool too_big)
 {
 	const struct icmp_head *icmp = at;
 	const struct ports *ports = at;
 
 	if ((void *)(ports + 1) > end)
-		return false;
+		return KERNEL;
 	switch (protocol) {
 	case IPPROTO_UDP:
 		if (too_big && is_tunnel_port(ports->dest) && is_endpoint(source))
-			return true;
+			return TUNNEL;
 	case IPPROTO_TCP:
 	case IPPROTO_SCTP:
-		return is_snat_port(source, ports->source) || is_node_port(source, protocol, ports->source);
+		if (is_snat_port(source, ports->source) || is_node_port(source, protocol, ports->source))
+			return CONNECTION;
+		return KERNEL;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		return (void *)(icmp + 1) <= end && is_snat_port(source, icmp->id);
+		if ((void *)(icmp + 1) <= end && is_snat_port(source, icmp->id))
+			return CONNECTION;
+		return KERNEL;
 	default:
-		return false;
+		return KERNEL;
 	}
 }
 
-static __always_inline bool quotes_ours4(void *at, void *end, bool too_big)
+static __always_inline enum owner owner_of_quoted4(void *at, void *end, bool too_big)
 {
 	const struct iphdr *ip = at;
 	struct address source;
 
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
-		return false;
+		return KERNEL;
 	source = mapped(ip->saddr);
-	return is_ours(&source, ip->protocol, at + ip->ihl * 4, end, too_big);
+	return owner_of_sent(&source, ip->protocol, at + ip->ihl * 4, end, too_big);
 }
 
-static __always_inline bool quotes_ours6(void *at, void *end, bool too_big)
+static __always_inline enum owner owner_of_quoted6(void *at, void *end, bool too_big)
 {
 	const struct ipv6hdr *ip = at;
 	struct address source;
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
-		return false;
+		return KERNEL;
 	__builtin_memcpy(&source, &ip->saddr, sizeof(source));
-	return is_ours(&source, ip->nexthdr, (void *)(ip + 1), end, too_big);
+	return owner_of_sent(&source, ip->nexthdr, (void *)(ip + 1), end, too_big);
 }
 
-static __always_inline bool takes_ipv4(void *at, void *end)
+static __always_inline enum owner owner_of_ipv4(void *at, void *end)
 {
 	const struct iphdr *ip = at;
 	const struct icmp_head *icmp;
@@ -240,36 +318,40 @@ static __always_inline bool takes_ipv4(void *at, void *end)
 	struct address dest;
 
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
-		return false;
+		return KERNEL;
 	__builtin_memcpy(prefix.bytes, &ip->daddr, sizeof(prefix.bytes));
 	if (bpf_map_lookup_elem(&prefixes4, &prefix))
-		return true;
-	/* The kernel puts fragments together for the node's own addresses: the later ones carry no ports. */
-	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
-		return false;
+		return CONNECTION;
 	dest = mapped(ip->daddr);
 	at += ip->ihl * 4;
+	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET)) {
+		struct fragmented packet = {
+			.source = mapped(ip->saddr), .dest = dest, .id = ip->id, .protocol = ip->protocol,
+		};
+
+		return owner_of_fragment(&packet, !(ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET)), at, end);
+	}
 	switch (ip->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		return takes_ports(&dest, ip->protocol, at, end);
+		return owner_of_ports(&dest, ip->protocol, at, end);
 	case IPPROTO_ICMP:
 		icmp = at;
 		if ((void *)(icmp + 1) > end)
-			return false;
+			return KERNEL;
 		if (icmp->type == ICMP_ECHO_REPLY)
-			return is_snat_port(&dest, icmp->id);
+			return is_snat_port(&dest, icmp->id) ? CONNECTION : KERNEL;
 		if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETER_PROBLEM)
-			return false;
-		return quotes_ours4((void *)(icmp + 1), end,
+			return KERNEL;
+		return owner_of_quoted4((void *)(icmp + 1), end,
 				    icmp->type == ICMP_UNREACHABLE && icmp->code == ICMP_FRAGMENTATION_NEEDED);
 	default:
-		return false;
+		return KERNEL;
 	}
 }
 
-static __always_inline bool takes_ipv6(void *at, void *end)
+static __always_inline enum owner owner_of_ipv6(void *at, void *end)
 {
 	const struct ipv6hdr *ip = at;
 	const struct icmp_head *icmp;
@@ -277,64 +359,79 @@ static __always_inline bool takes_ipv6(void *at, void *end)
 	struct address dest;
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
-		return false;
+		return KERNEL;
 	__builtin_memcpy(prefix.bytes, &ip->daddr, sizeof(prefix.bytes));
 	if (bpf_map_lookup_elem(&prefixes6, &prefix))
-		return true;
+		return CONNECTION;
 	__builtin_memcpy(&dest, &ip->daddr, sizeof(dest));
 	at = (void *)(ip + 1);
-	/* Nobody sends tunnel packets with extension headers; such packets, fragments among them, are the kernel's. */
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		const struct fragment_head *fragment = at;
+		struct fragmented packet = { .dest = dest };
+
+		/* One that is whole all the same (RFC 6946) is the kernel's. */
+		if ((void *)(fragment + 1) > end || !(fragment->offset & bpf_htons(IPV6_MORE_FRAGMENTS | IPV6_FRAGMENT_OFFSET)))
+			return KERNEL;
+		__builtin_memcpy(&packet.source, &ip->saddr, sizeof(packet.source));
+		packet.id = fragment->id;
+		packet.protocol = fragment->next;
+		return owner_of_fragment(&packet, !(fragment->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)), (void *)(fragment + 1), end);
+	}
+	/* Nobody sends tunnel packets with extension headers; such packets are the kernel's. */
 	switch (ip->nexthdr) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		return takes_ports(&dest, ip->nexthdr, at, end);
+		return owner_of_ports(&dest, ip->nexthdr, at, end);
 	case IPPROTO_ICMPV6:
 		icmp = at;
 		if ((void *)(icmp + 1) > end)
-			return false;
+			return KERNEL;
 		if (icmp->type == ICMPV6_ECHO_REPLY)
-			return is_snat_port(&dest, icmp->id);
+			return is_snat_port(&dest, icmp->id) ? CONNECTION : KERNEL;
 		if (icmp->type < ICMPV6_UNREACHABLE || icmp->type > ICMPV6_PARAMETER_PROBLEM)
-			return false;
-		return quotes_ours6((void *)(icmp + 1), end, icmp->type == ICMPV6_PACKET_TOO_BIG);
+			return KERNEL;
+		return owner_of_quoted6((void *)(icmp + 1), end, icmp->type == ICMPV6_PACKET_TOO_BIG);
 	default:
-		return false;
+		return KERNEL;
 	}
 }
 
-static __always_inline bool takes(void *at, void *end)
+static __always_inline enum owner owner_of(void *at, void *end)
 {
 	const struct ethhdr *eth = at;
 	__be16 protocol;
 
 	if ((void *)(eth + 1) > end)
-		return false;
+		return KERNEL;
 	protocol = eth->h_proto;
 	at = (void *)(eth + 1);
 	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD)) {
 		const struct vlan_tag *tag = at;
 
 		if (vlan == 0 || (void *)(tag + 1) > end || (bpf_ntohs(tag->control) & VLAN_ID) != vlan)
-			return false;
+			return KERNEL;
 		protocol = tag->protocol;
 		at = (void *)(tag + 1);
 	}
 	if (protocol == bpf_htons(ETH_P_IP))
-		return takes_ipv4(at, end);
+		return owner_of_ipv4(at, end);
 	if (protocol == bpf_htons(ETH_P_IPV6))
-		return takes_ipv6(at, end);
-	return false;
+		return owner_of_ipv6(at, end);
+	return KERNEL;
 }
 
 SEC("xdp")
 int penstock_steer(struct xdp_md *ctx)
 {
+	enum owner owner;
+
 	if (role == POD)
 		return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, XDP_DROP);
-	if (takes((void *)(long)ctx->data, (void *)(long)ctx->data_end))
-		return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, XDP_PASS);
-	return XDP_PASS;
+	owner = owner_of((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	if (owner == KERNEL)
+		return XDP_PASS;
+	return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, owner);
 }
 
 char LICENSE[] SEC("license") = "Apache-2.0";

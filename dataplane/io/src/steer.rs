@@ -1,7 +1,8 @@
 //! Steering: which packets of an interface the kernel hands to our sockets.
 //!
-//! The program is `bpf/steer.bpf.c`. What it does when nobody listens is the point of it: an uplink passes everything to
-//! the kernel, a pod's interface drops everything.
+//! The program is `bpf/steer.bpf.c`. What it does when nobody listens is the point of it: an uplink passes what is the
+//! kernel's and tunnels to the kernel and drops what belongs to connections that the kernel knows nothing of; a pod's
+//! interface drops everything.
 
 mod attach;
 mod error;
@@ -17,7 +18,7 @@ pub use rules::{NodePort, SnatRange, SteerRules, TUNNEL_PORTS};
 
 use crate::netdev::Netdev;
 use attach::Leftover;
-use program::Program;
+use program::{MARKER, Program};
 use rules::{Entries, Table};
 
 /// What an interface is to us.
@@ -67,7 +68,9 @@ pub struct Steer {
 
 impl Steer {
     /// Loads the program and attaches it, in the network namespace of the calling thread. Our own program of an earlier
-    /// run is replaced, in one step where the mode stays the same. Frames with a VLAN tag are left to the kernel.
+    /// run is replaced, in one step where the mode stays the same, and what it took is taken until
+    /// [`Steer::set_rules`] says otherwise: at no moment does the kernel meet a connection that is not its own. Frames
+    /// with a VLAN tag are left to the kernel.
     ///
     /// # Errors
     /// [`SteerError::Foreign`] when somebody else's program is there, else which mode failed and why.
@@ -90,11 +93,20 @@ impl Steer {
         let program = Program::load(role, vlan, netdev.rx_queues)
             .map_err(|source| SteerError::Load { interface: interface(), source })?;
         let leftover = attach::leftover(netdev)?;
+        let mut entries = Entries::new();
+        if let Some(old) = &leftover {
+            apply(&program, &mut entries, &old.entries(&program))
+                .map_err(|(at, source)| map_error(netdev, at.0.name(), Hex(&at.1), source))?;
+        }
         let mode = attach_best(netdev, mode, &program, leftover.as_ref())?;
         if leftover.is_some() {
-            tracing::info!(interface = netdev.name, "the steering program of an earlier run was replaced");
+            tracing::info!(
+                interface = netdev.name,
+                "the steering program of an earlier run was replaced, its {} rules kept for now",
+                entries.len()
+            );
         }
-        Ok(Steer { netdev: netdev.clone(), role, program, mode, entries: Entries::new() })
+        Ok(Steer { netdev: netdev.clone(), role, program, mode, entries })
     }
 
     /// The interface.
@@ -134,16 +146,16 @@ impl Steer {
     pub fn bind(&self, queue: u32, socket: &impl AsFd) -> Result<(), SteerError> {
         self.program
             .bind(queue, socket.as_fd())
-            .map_err(|source| self.map_error("penstock_xsks", queue, source))
+            .map_err(|source| map_error(&self.netdev, MARKER, queue, source))
     }
 
-    /// Sends what is taken on `queue` nowhere: an uplink passes it to the kernel, a pod's interface drops it. A socket
-    /// that closes is taken out by the kernel itself.
+    /// Sends what is taken on `queue` nowhere: an uplink passes tunnels to the kernel, everything else is dropped. A
+    /// socket that closes is taken out by the kernel itself.
     ///
     /// # Errors
     /// [`SteerError::Map`] when there is no such queue.
     pub fn unbind(&self, queue: u32) -> Result<(), SteerError> {
-        self.program.unbind(queue).map_err(|source| self.map_error("penstock_xsks", queue, source))
+        self.program.unbind(queue).map_err(|source| map_error(&self.netdev, MARKER, queue, source))
     }
 
     /// Sets what an uplink takes. What is new is added before what is gone is removed, and what stays is not touched, so
@@ -153,14 +165,31 @@ impl Steer {
     /// [`SteerError::Rule`] before anything is changed; [`SteerError::Map`] when a map is full, what was written until
     /// then being kept.
     pub fn set_rules(&mut self, rules: &SteerRules) -> Result<(), SteerError> {
-        let wanted =
-            rules.entries().map_err(|rule| SteerError::Rule { interface: self.netdev.name.clone(), rule })?;
-        apply(&self.program, &mut self.entries, &wanted)
-            .map_err(|(at, source)| self.map_error(at.0.name(), Hex(&at.1), source))
+        let wanted = self.entries_of(rules)?;
+        self.apply(&wanted)
     }
 
-    /// Takes the program off the interface; with `keep_closed` it stays, without a socket, so that a pod's interface
-    /// drops everything until a program is attached again.
+    /// As [`Steer::set_rules`], but what is taken now, by an earlier run's rules say, is taken on.
+    ///
+    /// # Errors
+    /// As [`Steer::set_rules`].
+    pub fn add_rules(&mut self, rules: &SteerRules) -> Result<(), SteerError> {
+        let mut wanted = self.entries.clone();
+        wanted.extend(self.entries_of(rules)?);
+        self.apply(&wanted)
+    }
+
+    fn entries_of(&self, rules: &SteerRules) -> Result<Entries, SteerError> {
+        rules.entries().map_err(|rule| SteerError::Rule { interface: self.netdev.name.clone(), rule })
+    }
+
+    fn apply(&mut self, wanted: &Entries) -> Result<(), SteerError> {
+        apply(&self.program, &mut self.entries, wanted)
+            .map_err(|(at, source)| map_error(&self.netdev, at.0.name(), Hex(&at.1), source))
+    }
+
+    /// Takes the program off the interface; with `keep_closed` it stays, without a socket: what is no tunnel's and no
+    /// business of the kernel's is dropped until a program is attached again.
     ///
     /// # Errors
     /// [`SteerError::System`], also when another program has taken the place of ours, which then stays.
@@ -177,10 +206,15 @@ impl Steer {
             }),
         }
     }
+}
 
-    fn map_error(&self, map: &'static str, entry: impl ToString, source: libbpf_rs::Error) -> SteerError {
-        SteerError::Map { interface: self.netdev.name.clone(), map, entry: entry.to_string(), source }
-    }
+fn map_error(
+    netdev: &Netdev,
+    map: &'static str,
+    entry: impl ToString,
+    source: libbpf_rs::Error,
+) -> SteerError {
+    SteerError::Map { interface: netdev.name.clone(), map, entry: entry.to_string(), source }
 }
 
 /// Whether [`Steer::attach`] would find no program on the interface but, at most, one of our own.

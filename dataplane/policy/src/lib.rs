@@ -52,4 +52,4 @@ pub use rules::{
     Subjects, Tier, TierDefault,
 };
 pub use subject::{Staged, Subject};
-pub use verdict::{Answer, Decider, DecisionId, Packet, RulePath, Verdict};
+pub use verdict::{Answer, Decider, DecisionId, Ground, Packet, RulePath, Verdict};

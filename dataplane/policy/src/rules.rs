@@ -150,6 +150,17 @@ pub enum Action {
     Log,
 }
 
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+            Action::Pass => "pass",
+            Action::Log => "log",
+        })
+    }
+}
+
 /// The other end of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {

@@ -8,7 +8,7 @@ use crate::fault::Fault;
 use crate::layers::Budget;
 use crate::peers::Peers;
 use crate::rules::{Direction, Peer, Policy, Rule, TierDefault};
-use crate::verdict::{Answer, Decider, DecisionId, Packet, RulePath, Verdict};
+use crate::verdict::{Answer, Decider, DecisionId, Ground, Packet, RulePath, Verdict};
 
 /// A tier with the policies that select an endpoint, in the order of evaluation.
 #[derive(Clone, Debug)]
@@ -128,6 +128,29 @@ impl Subject {
             Some(stage) => Decider::TierDefault(stage.tier.clone()),
             None => Decider::End,
         }
+    }
+
+    /// Everything that can decide in a direction, in the order of the numbers of decisions.
+    pub fn grounds(&self, direction: Direction) -> impl Iterator<Item = Ground<'_>> {
+        let policies = self.stages.iter().flat_map(|stage| stage.policies.iter().map(move |it| (stage, it)));
+        let rules = policies.flat_map(move |(stage, policy)| {
+            let rules = policy.rules.iter().filter(move |rule| rule.direction == direction);
+            rules.map(move |rule| Ground::Rule { tier: &stage.tier, policy, rule })
+        });
+        let ends = self.stages.iter().map(|stage| Ground::TierDefault(&stage.tier));
+        rules.chain(ends).chain(std::iter::once(Ground::End))
+    }
+
+    /// What decided, with all that its author wrote; by a walk, for people.
+    #[must_use]
+    pub fn ground(&self, direction: Direction, decision: DecisionId) -> Ground<'_> {
+        self.grounds(direction).nth(decision.0 as usize).unwrap_or(Ground::End)
+    }
+
+    /// Whether a staged policy is among those that select the endpoint.
+    #[must_use]
+    pub fn has_staged(&self, direction: Direction) -> bool {
+        self.classifiers[direction.index()].course().staged
     }
 
     /// Spells out a verdict.

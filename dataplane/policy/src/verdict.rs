@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::peers::PeerId;
+use crate::rules::{Policy, Rule};
 
 /// What the classifier looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,24 @@ impl fmt::Display for Decider {
             Decider::End => f.write_str("no tier (the last one passes)"),
         }
     }
+}
+
+/// What decided, as it was written.
+#[derive(Clone, Copy, Debug)]
+pub enum Ground<'a> {
+    /// A rule.
+    Rule {
+        /// The tier's name.
+        tier: &'a str,
+        /// The policy.
+        policy: &'a Policy,
+        /// The rule.
+        rule: &'a Rule,
+    },
+    /// The end of the tier of this name.
+    TierDefault(&'a str),
+    /// No tier.
+    End,
 }
 
 /// A rule's place.

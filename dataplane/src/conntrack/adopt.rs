@@ -7,7 +7,7 @@ use super::entry::{
     Parties, REPLY,
 };
 use super::life::{Marks, Seconds, State};
-use super::table::{Plan, Table};
+use super::table::{Owner, Plan, Table};
 use super::tuple::{Direction, HashSeed};
 use super::upkeep::binding_key;
 use super::words::{Memory, Ordering, Record};
@@ -45,24 +45,61 @@ impl Table {
         mut claim: impl FnMut(&Connection) -> Option<Parties>,
     ) -> io::Result<(Table, Adoption)> {
         let table = Table::bare(memory, seed, plan)?;
-        let mut adoption = Adoption::default();
-        for index in 0..table.capacity() {
-            table.touch_homes(index + AHEAD);
-            let verdict = table.judge(index, now, &mut claim);
-            match verdict {
-                Verdict::Kept => adoption.kept += 1,
-                Verdict::Free => {}
-                Verdict::Expired => adoption.expired += 1,
-                Verdict::Disowned => adoption.disowned += 1,
-                Verdict::Broken => adoption.broken += 1,
-            }
-            if verdict != Verdict::Kept {
+        let (mut adoption, mut kept) = (Adoption::default(), Vec::new());
+        for worker in 0..table.lanes.count() as u16 {
+            // One walk, and what is right already is not written: most of a table is free, and the daemon is waited for.
+            let mut last = None;
+            for index in table.part(worker) {
+                table.touch_homes(index + AHEAD);
+                match table.judge(index, now, &mut claim) {
+                    Verdict::Kept => {
+                        kept.push(index);
+                        continue;
+                    }
+                    Verdict::Free => {}
+                    Verdict::Expired => adoption.expired += 1,
+                    Verdict::Disowned => adoption.disowned += 1,
+                    Verdict::Broken => adoption.broken += 1,
+                }
                 bury(&table.records[index as usize]);
+                match last.replace(index) {
+                    Some(before) => table.set_link(before, index + 1),
+                    None => table.lanes.lane(worker).begin_with(index),
+                }
+            }
+            if let Some(last) = last {
+                table.set_link(last, 0);
             }
         }
-        table.count_bindings_uses();
-        table.deal_free_entries();
+        adoption.kept = kept.len() as u32;
+        table.count_bindings_uses(&kept);
         Ok((table, adoption))
+    }
+
+    /// Lets connections that count against nobody's share count against the share that `claim` names; returns how many
+    /// do. Any thread may do so beside the workers. Half-open connections stay nobody's: they are soon over or not.
+    pub fn reown(&self, claim: impl Fn(&Connection) -> Option<Owner>) -> u32 {
+        let mut claimed = 0;
+        for (reference, life) in (0..self.capacity()).filter_map(|index| self.living_at(index)) {
+            let Some(connection) = self.view(reference) else { continue };
+            let is_orphan = connection.parties.owner == Owner::NOBODY && !life.status.is_half_open();
+            if !is_orphan || life.status.state == State::Binding {
+                continue;
+            }
+            let Some(owner) = claim(&connection) else { continue };
+            let generation = reference.generation();
+            let (old, new) = (connection.parties, Parties { owner, ..connection.parties });
+            // Counted before: whoever ends the connection right after the exchange counts it off again.
+            if !self.join(owner, false) {
+                continue;
+            }
+            let word = &self.records[reference.index() as usize][PARTIES];
+            let (old, new) = (old.word(generation), new.word(generation));
+            let won = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            self.leave(if won { Owner::NOBODY } else { owner }, false);
+            claimed += u32::from(won);
+        }
+        claimed
     }
 
     /// Brings the buckets of an entry that is soon to be judged near, if there is one.
@@ -119,37 +156,27 @@ impl Table {
             self.leave(parties.owner, half_open);
             return Verdict::Broken;
         }
-        record[PARTIES].store(parties.word(), Ordering::Relaxed);
+        record[PARTIES].store(parties.word(generation), Ordering::Relaxed);
         record[DECISION].store(Decision::default().word(generation), Ordering::Relaxed);
         self.lanes.lane(0).begun(half_open);
         Verdict::Kept
     }
 
-    /// Counts anew which connections hold which bindings.
-    fn count_bindings_uses(&self) {
-        let living =
-            |index| self.living_at(index).map(|(connection, life)| (connection.index() as usize, life));
+    /// Counts anew which of the connections in `entries` hold which bindings.
+    fn count_bindings_uses(&self, entries: &[u32]) {
+        let living = |&index: &u32| {
+            self.living_at(index).map(|(connection, life)| (connection.index() as usize, life))
+        };
         let is_binding = |life: &Life| life.status.state == State::Binding;
-        for (index, _) in (0..self.capacity()).filter_map(living).filter(|(_, life)| is_binding(life)) {
+        for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_binding(life)) {
             self.records[index][BYTES[0]].store(0, Ordering::Relaxed);
         }
         let is_bound = |life: &Life| life.status.marks.has(Marks::BOUND);
-        for (index, _) in (0..self.capacity()).filter_map(living).filter(|(_, life)| is_bound(life)) {
+        for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_bound(life)) {
             let record = &self.records[index];
             let key = binding_key(&entry::load_tuple(record, ORIGINAL), &entry::load_tuple(record, REPLY));
             if let Some((found, _)) = self.find_at(self.place(&key), &key) {
                 self.records[found.connection.index() as usize][BYTES[0]].fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Gives every worker the free entries of its part of the table, the first ones on top.
-    fn deal_free_entries(&self) {
-        let workers = self.lanes.count() as u64;
-        for index in (0..self.capacity()).rev() {
-            if !entry::lives(self.records[index as usize][CONTROL].load(Ordering::Relaxed)) {
-                let worker = u64::from(index) * workers / u64::from(self.capacity());
-                self.give_free(self.lanes.lane(worker as u16), index);
             }
         }
     }
@@ -166,8 +193,13 @@ enum Verdict {
 
 /// Makes an entry a free one of a generation that was not yet.
 fn bury(record: &Record) {
-    record[LIFE].store(DEAD, Ordering::Relaxed);
-    let generation = entry::generation_of(record[CONTROL].load(Ordering::Relaxed));
+    let control = record[CONTROL].load(Ordering::Relaxed);
+    let generation = entry::generation_of(control);
     let next = if generation & 1 == 1 { generation.wrapping_add(1) } else { generation };
-    record[CONTROL].store(entry::control(next, 0), Ordering::Release);
+    if record[LIFE].load(Ordering::Relaxed) != DEAD {
+        record[LIFE].store(DEAD, Ordering::Relaxed);
+    }
+    if control != entry::control(next, 0) {
+        record[CONTROL].store(entry::control(next, 0), Ordering::Release);
+    }
 }

@@ -151,13 +151,18 @@ impl Lane {
         self.early_hand.load(Ordering::Relaxed)
     }
 
+    /// Makes `entry` the first of a free list that is linked already. Nobody else may know the lane yet.
+    pub(crate) fn begin_with(&self, entry: u32) {
+        self.free.store(u64::from(entry + 1), Ordering::Relaxed);
+    }
+
     /// Takes a free entry; `next` reads an entry's link.
-    pub(crate) fn pop(&self, next: impl Fn(u32) -> u64) -> Option<u32> {
+    pub(crate) fn pop(&self, next: impl Fn(u32) -> u32) -> Option<u32> {
         let mut head = self.free.load(Ordering::Acquire);
         loop {
             let entry = (head as u32).checked_sub(1)?;
             // If the entry is taken and used by another worker meanwhile, the link is nonsense, and the exchange fails.
-            let after = changed(head, next(entry) as u32);
+            let after = changed(head, next(entry));
             match self.free.compare_exchange(head, after, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(entry),
                 Err(current) => head = current,
@@ -166,10 +171,10 @@ impl Lane {
     }
 
     /// Gives an entry back; `link` writes its link.
-    pub(crate) fn push(&self, entry: u32, link: impl Fn(u64)) {
+    pub(crate) fn push(&self, entry: u32, link: impl Fn(u32)) {
         let mut head = self.free.load(Ordering::Relaxed);
         loop {
-            link(head & 0xffff_ffff);
+            link(head as u32);
             let after = changed(head, entry + 1);
             match self.free.compare_exchange(head, after, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,

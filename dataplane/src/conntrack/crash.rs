@@ -178,3 +178,30 @@ fn adoption_forgets_decisions_and_asks_whose_each_connection_is() {
     assert_eq!((kept[0].parties, kept[0].decision, last(&kept[0])), (parties, Decision::default(), 3));
     assert_eq!((table.share(Owner::endpoint(5)), table.share(Owner::endpoint(1))), ((1, 0), (0, 0)));
 }
+
+#[test]
+fn orphans_count_against_the_share_of_whoever_claims_them() {
+    let (seed, settings) = (HashSeed::new([1, 2]), Settings::default());
+    let plan = Plan { capacity: 16, ..PLAN };
+    let (table, _) = Table::over(Memory::private(16).unwrap(), seed, plan, NOW, |_| None).unwrap();
+    let [established, half_open, anothers] = [1, 2, 3].map(|number| {
+        let src = std::net::IpAddr::V4([10, 0, 0, number].into());
+        let tuple = model::tuple(6, src, "192.0.2.1".parse().unwrap(), 7, 80).unwrap();
+        let state = if number == 2 { State::SynSent } else { State::Established };
+        let mut opening = opening(tuple, Status::of(state), 1);
+        opening.parties.owner = if number == 3 { Owner::endpoint(3) } else { Owner::NOBODY };
+        table.create(WorkerId(0), &opening, Limits::NONE, &settings, NOW).unwrap()
+    });
+    let mine = Owner::endpoint(5);
+    assert_eq!(table.reown(|_| None), 0);
+    assert_eq!(table.reown(|_| Some(mine)), 1);
+    assert_eq!(table.reown(|_| Some(mine)), 0, "once");
+    let owner = |connection| table.view(connection).unwrap().parties.owner;
+    assert_eq!(owner(established), mine);
+    assert_eq!(owner(half_open), Owner::NOBODY);
+    assert_eq!(owner(anothers), Owner::endpoint(3));
+    let shares = || [mine, Owner::NOBODY, Owner::endpoint(3)].map(|owner| table.share(owner));
+    assert_eq!(shares(), [(1, 0), (1, 1), (1, 0)]);
+    while table.sweep(WorkerId(0), 16, Seconds(u32::MAX)).expired > 0 {}
+    assert_eq!(shares(), [(0, 0); 3]);
+}

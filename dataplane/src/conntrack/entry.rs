@@ -99,12 +99,13 @@ pub struct Parties {
 }
 
 impl Parties {
-    pub(crate) const fn word(self) -> u64 {
-        (self.owner.0 as u64) << 32 | self.backend as u64
+    /// With a part of the generation, so that a word that was read is not taken for the next connection's.
+    pub(crate) const fn word(self, generation: u32) -> u64 {
+        (self.owner.0 as u64) << 40 | ((generation & 0xff) as u64) << 32 | self.backend as u64
     }
 
     pub(crate) const fn of(word: u64) -> Parties {
-        Parties { owner: Owner((word >> 32) as u32), backend: word as u32 }
+        Parties { owner: Owner((word >> 40) as u32), backend: word as u32 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The life cycle of connections, as pure functions: a packet of each protocol opens, advances or ends one.
 
-use penstock_wire::{icmp, icmpv6, proto, sctp as wire_sctp};
+use penstock_wire::{icmp, icmpv6, proto, sctp as wire_sctp, tcp as wire_tcp};
 
 use super::tuple::Direction;
 use super::{sctp, tcp};
@@ -75,10 +75,12 @@ pub enum State {
     OtherReplied,
     /// No connection: an internal address and port that always leave by the same external ones.
     Binding,
+    /// TCP or SCTP whose answers pass another node: all that is known is what one side says.
+    OneWay,
 }
 
 impl State {
-    const ALL: [State; 25] = [
+    const ALL: [State; 26] = [
         State::SynSent,
         State::SynSent2,
         State::SynReceived,
@@ -104,6 +106,7 @@ impl State {
         State::OtherUnreplied,
         State::OtherReplied,
         State::Binding,
+        State::OneWay,
     ];
 
     /// The state of that number.
@@ -181,6 +184,10 @@ impl Status {
         Status { marks: self.marks.with(marks), ..self }
     }
 
+    const fn without(self, marks: Marks) -> Status {
+        Status { marks: self.marks.without(marks), ..self }
+    }
+
     pub(crate) const fn bits(self) -> u16 {
         (self.state as u16) << 8 | self.marks.0 as u16
     }
@@ -211,6 +218,7 @@ impl Status {
     pub const fn is_cacheable(self) -> bool {
         match self.state {
             State::Established => self.marks.has(Marks::REPLIED),
+            State::OneWay => self.marks.has(Marks::ASSURED),
             State::UdpUnreplied
             | State::UdpReplied
             | State::UdpStream
@@ -407,6 +415,9 @@ impl Timeouts {
             State::SctpPickedUp => self.sctp_picked_up,
             State::OtherUnreplied | State::OtherReplied => self.other,
             State::Binding => self.binding,
+            State::OneWay if status.marks.has(Marks::ASSURED) => self.tcp_established,
+            State::OneWay if status.marks.has(Marks::FIN_ORIGINAL) => self.tcp_fin_wait,
+            State::OneWay => self.tcp_syn_sent,
         }
     }
 }
@@ -426,9 +437,42 @@ pub fn open(packet: Packet, settings: &Settings) -> Result<Status, Invalid> {
     }
 }
 
+/// The status of the connection that a packet opens whose answers pass another node.
+///
+/// # Errors
+/// Why it opens none.
+pub fn open_one_way(packet: Packet, settings: &Settings) -> Result<Status, Invalid> {
+    let seen_both_ways = open(packet, settings)?;
+    Ok(one_way(Status::of(State::OneWay), packet).unwrap_or(seen_both_ways))
+}
+
+/// What a packet says of a connection of which one side only is seen: it opens, goes on, or its sender is done. One that only
+/// opened is not assured, or a flood of openings would fill the table. `None` for protocols that have no such words.
+fn one_way(status: Status, packet: Packet) -> Option<Status> {
+    let opened = status.without(Marks::ASSURED).without(Marks::FIN_ORIGINAL);
+    let (opens, ends) = match packet {
+        Packet::Tcp(flags) => (flags & wire_tcp::SYN != 0, flags & (wire_tcp::FIN | wire_tcp::RST) != 0),
+        Packet::Sctp(chunk) => (chunk == wire_sctp::INIT, sctp::ends(chunk)),
+        Packet::Udp | Packet::Echo { .. } | Packet::Other => return None,
+    };
+    Some(if opens {
+        opened
+    } else if ends || status.marks.has(Marks::FIN_ORIGINAL) {
+        opened.marked(Marks::FIN_ORIGINAL)
+    } else {
+        status.marked(Marks::ASSURED)
+    })
+}
+
 /// What a packet that goes in `direction` does to a connection.
 #[must_use]
 pub fn advance(status: Status, direction: Direction, packet: Packet) -> Step {
+    if status.state == State::OneWay {
+        // An answer means that the answers pass here after all, and changes nothing.
+        return Step::To(
+            one_way(status, packet).filter(|_| direction == Direction::Original).unwrap_or(status),
+        );
+    }
     let replied = if direction == Direction::Reply { status.marked(Marks::REPLIED) } else { status };
     match packet {
         Packet::Tcp(flags) => tcp::advance(status, direction, flags),
@@ -476,7 +520,7 @@ mod tests {
             }
         }
         assert_eq!(Status::from_bits(0), None);
-        assert_eq!(Status::from_bits(26 << 8), None);
+        assert_eq!(Status::from_bits(27 << 8), None);
     }
 
     fn after(status: Status, direction: Direction, packet: Packet) -> Status {
@@ -499,6 +543,27 @@ mod tests {
         assert!(stream.is_assured());
         assert_eq!(settings.timeouts.of(stream), 120);
         assert_eq!(keep_alive(answered, Direction::Original), stream);
+    }
+
+    #[test]
+    fn of_a_connection_seen_from_one_side_the_opening_alone_assures_nothing() {
+        use penstock_wire::tcp::{ACK, FIN, RST, SYN};
+        let settings = Settings::default();
+        let opened = open_one_way(Packet::Tcp(SYN), &settings).unwrap();
+        assert!(!opened.is_assured() && !opened.is_cacheable() && !opened.is_half_open());
+        assert_eq!(settings.timeouts.of(opened), 120);
+        let going = after(opened, Direction::Original, Packet::Tcp(ACK));
+        assert!(going.is_assured() && going.is_cacheable());
+        assert_eq!(settings.timeouts.of(going), 432_000);
+        for last in [FIN | ACK, RST] {
+            let done = after(going, Direction::Original, Packet::Tcp(last));
+            assert_eq!((done.is_cacheable(), settings.timeouts.of(done)), (false, 120));
+            // What its sender still acknowledges does not bring it back, and a new opening does.
+            assert_eq!(after(done, Direction::Original, Packet::Tcp(ACK)), done);
+            assert_eq!(after(done, Direction::Original, Packet::Tcp(SYN)), opened);
+        }
+        assert_eq!(open_one_way(Packet::Udp, &settings).unwrap().state, State::UdpUnreplied);
+        assert_eq!(open_one_way(Packet::Tcp(SYN | FIN), &settings), Err(Invalid::Nonsense));
     }
 
     #[test]

@@ -122,6 +122,18 @@ impl Pool {
         Pool { paired, ..self }
     }
 
+    /// The addresses of a family.
+    #[must_use]
+    pub fn addresses(&self, is_ipv4: bool) -> &[IpAddr] {
+        if is_ipv4 { &self.v4 } else { &self.v6 }
+    }
+
+    /// Pairs of an address and a port of a family: connections of one protocol to one place outside that fit.
+    #[must_use]
+    pub fn size(&self, is_ipv4: bool) -> u64 {
+        self.addresses(is_ipv4).len() as u64 * u64::from(self.ports)
+    }
+
     /// Whether a packet from outside to this address and port is for a connection of this pool.
     #[must_use]
     pub fn covers(&self, address: IpAddr, port: u16) -> bool {

@@ -9,8 +9,9 @@
 
 use std::net::IpAddr;
 
-use penstock_wire::parse::{Fragment, Net, parse_l3, parse_quoted};
-use penstock_wire::{checksum, ethernet, icmp, icmpv6, ipv4, proto, tcp, udp};
+use penstock_wire::parse::{Fragment, Net, Parsed, parse_l3, parse_quoted};
+use penstock_wire::rewrite::{Change, rewrite_error};
+use penstock_wire::{checksum, ethernet, icmp, icmpv6, proto};
 
 use super::entry::ConnectionRef;
 use super::life::Seconds;
@@ -83,42 +84,27 @@ pub fn relate(table: &Table, network: NetworkId, packet: &[u8], now: Seconds) ->
 ///
 /// # Errors
 /// [`Unrelated::BadChecksum`], and then nothing was changed: a wrong check sum must not be made right.
-/// [`Unrelated::NotAnError`] if this is not the packet that `related` was found for.
+/// [`Unrelated::NotAnError`] if this is not the packet that `related` was found for, or quotes a fragment of SCTP, whose
+/// check sum nobody can bring along.
 pub fn translate(related: &Related, packet: &mut [u8]) -> Result<(), Unrelated> {
     let outer = Outer::of(packet).ok_or(Unrelated::NotAnError)?;
     if outer.quoted(packet, related.quoted.network()) != Some(related.quoted) {
         return Err(Unrelated::NotAnError);
     }
-    let (header, message) = packet
-        .get_mut(..outer.end)
-        .and_then(|p| p.split_at_mut_checked(outer.l4))
-        .ok_or(Unrelated::NotAnError)?;
+    let message = packet.get(outer.l4()..outer.end()).ok_or(Unrelated::NotAnError)?;
     if !message_sum(outer.src, outer.dst, message).is_valid() {
         return Err(Unrelated::BadChecksum);
     }
-    rewrite_addresses(header, related.source, related.destination);
-    let quoted = &mut message[outer.quote_at..];
-    rewrite_transport(quoted, &related.quoted, &related.sent);
-    rewrite_addresses(quoted, related.sent.src(), related.sent.dst());
-    message[icmp::CHECKSUM_AT..icmp::CHECKSUM_AT + 2].fill(0);
-    let sum = message_sum(related.source, related.destination, message).finish();
-    message[icmp::CHECKSUM_AT..icmp::CHECKSUM_AT + 2].copy_from_slice(&sum.to_be_bytes());
-    Ok(())
+    let ends = Change { src: Some(related.source), dst: Some(related.destination), ..Change::default() };
+    let quoted = related.quoted.change_to(&related.sent);
+    rewrite_error(packet, &outer.parsed, &ends, &quoted).map_err(|_| Unrelated::NotAnError)
 }
-
-/// Offset of the source address in an IPv4 header (RFC 791 section 3.1); the destination is behind it.
-const V4_SRC_AT: usize = 12;
-/// Offset of the source address in an IPv6 header (RFC 8200 section 3); the destination is behind it.
-const V6_SRC_AT: usize = 8;
 
 /// The outer packet's facts.
 struct Outer {
     src: IpAddr,
     dst: IpAddr,
-    l4: usize,
-    end: usize,
-    /// Where the quotation begins in the message.
-    quote_at: usize,
+    parsed: Parsed,
     ethertype: u16,
 }
 
@@ -138,19 +124,20 @@ impl Outer {
             proto::ICMPV6 => src.is_ipv6() && icmpv6::is_error(kind),
             _ => false,
         };
-        (is_error && fragment == Fragment::Whole).then_some(Outer {
-            src,
-            dst,
-            l4,
-            end,
-            quote_at: icmp::HEADER_LEN,
-            ethertype,
-        })
+        (is_error && fragment == Fragment::Whole).then_some(Outer { src, dst, parsed, ethertype })
+    }
+
+    fn l4(&self) -> usize {
+        self.parsed.l4.into()
+    }
+
+    fn end(&self) -> usize {
+        self.parsed.end.into()
     }
 
     /// The quoted packet's tuple. A later fragment has no ports, so nobody knows whose it is.
     fn quoted(&self, packet: &[u8], network: NetworkId) -> Option<Tuple> {
-        let quoted = packet.get(self.l4 + self.quote_at..self.end)?;
+        let quoted = packet.get(self.l4() + icmp::HEADER_LEN..self.end())?;
         match parse_quoted(self.ethertype, quoted).ok()?.net {
             Net::V4(flow) if flow.fragment != Fragment::Later => {
                 Tuple::new(network, flow.src.into(), flow.dst.into(), flow.proto, flow.sport, flow.dport)
@@ -170,69 +157,6 @@ fn message_sum(src: IpAddr, dst: IpAddr, message: &[u8]) -> checksum::Sum {
     }
 }
 
-/// Writes the addresses of an IP header and brings IPv4's own check sum along, right or wrong as it was.
-fn rewrite_addresses(packet: &mut [u8], src: IpAddr, dst: IpAddr) {
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            for (at, new) in [(V4_SRC_AT, src.to_bits()), (V4_SRC_AT + 4, dst.to_bits())] {
-                let old = u32::from_be_bytes(std::array::from_fn(|byte| packet[at + byte]));
-                update(packet, ipv4::CHECKSUM_AT, |sum| checksum::update32(sum, old, new));
-                packet[at..at + 4].copy_from_slice(&new.to_be_bytes());
-            }
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            packet[V6_SRC_AT..V6_SRC_AT + 16].copy_from_slice(&src.octets());
-            packet[V6_SRC_AT + 16..V6_SRC_AT + 32].copy_from_slice(&dst.octets());
-        }
-        _ => {}
-    }
-}
-
-/// Writes the ports or the identifier of a quoted packet and brings its check sum along, if it is quoted.
-fn rewrite_transport(quoted: &mut [u8], was: &Tuple, is: &Tuple) {
-    let ethertype = if was.src().is_ipv4() { ethernet::IPV4 } else { ethernet::IPV6 };
-    let Ok(parsed) = parse_quoted(ethertype, quoted) else { return };
-    let segment = &mut quoted[parsed.l4.into()..];
-    let (ports, checksum_at): (&[(usize, u16, u16)], _) = match was.protocol() {
-        proto::TCP => (&[(0, was.sport(), is.sport()), (2, was.dport(), is.dport())], Some(tcp::CHECKSUM_AT)),
-        proto::UDP => (&[(0, was.sport(), is.sport()), (2, was.dport(), is.dport())], Some(udp::CHECKSUM_AT)),
-        // SCTP's check sum covers the whole packet, of which only the beginning is here.
-        proto::SCTP => (&[(0, was.sport(), is.sport()), (2, was.dport(), is.dport())], None),
-        proto::ICMP | proto::ICMPV6 => (&[(4, was.sport(), is.sport())], Some(icmp::CHECKSUM_AT)),
-        _ => (&[], None),
-    };
-    // UDP over IPv4 without a check sum has none afterwards either (RFC 768).
-    let none =
-        was.protocol() == proto::UDP && segment.get(udp::CHECKSUM_AT..udp::CHECKSUM_AT + 2) == Some(&[0, 0]);
-    let checksum_at = checksum_at.filter(|at| !none && at + 2 <= segment.len());
-    for &(at, old, new) in ports {
-        segment[at..at + 2].copy_from_slice(&new.to_be_bytes());
-        if let Some(checksum_at) = checksum_at {
-            update(segment, checksum_at, |sum| checksum::update16(sum, old, new));
-        }
-    }
-    // ICMP over IPv4 has no pseudo header.
-    if let Some(checksum_at) = checksum_at
-        && was.protocol() != proto::ICMP
-    {
-        for (old, new) in [(was.src(), is.src()), (was.dst(), is.dst())] {
-            let words = |address: IpAddr| match address {
-                IpAddr::V4(v4) => u128::from(v4.to_bits()),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            for shift in [0, 32, 64, 96] {
-                let [old, new] = [old, new].map(|address| (words(address) >> shift) as u32);
-                update(segment, checksum_at, |sum| checksum::update32(sum, old, new));
-            }
-        }
-    }
-}
-
-fn update(bytes: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
-    let sum = change(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
-    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-}
-
 #[cfg(test)]
 #[cfg(not(penstock_loom))]
 mod tests {
@@ -242,6 +166,7 @@ mod tests {
     };
     use penstock_wire::parse::parse;
     use penstock_wire::reply::{Problem, Unreachable, error};
+    use penstock_wire::{crc32c, ipv4};
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     const NETWORK: NetworkId = NetworkId::new(5).unwrap();
@@ -258,7 +183,12 @@ mod tests {
         let (mut segment, checksum_at) = match tuple.protocol() {
             proto::TCP => ([&ports[..], &[0; 8], &[0x50, 0x10, 1, 0, 0, 0, 0, 0], b"hi"].concat(), 16),
             proto::UDP => ([&ports[..], &[0, 10, 0, 0], b"hi"].concat(), 6),
-            proto::SCTP => ([&ports[..], &[9; 8], &[0, 0, 0, 4]].concat(), 0),
+            proto::SCTP => {
+                let mut packet = [&ports[..], &[9; 4], &[0; 4], &[0, 0, 0, 4]].concat();
+                let crc = crc32c::crc32c(&packet).to_le_bytes();
+                packet[8..12].copy_from_slice(&crc);
+                (packet, 0)
+            }
             _ => ([&ports[2..], &[0, 0], &ports[..2], &[0, 1], b"hi"].concat(), 2),
         };
         let length = segment.len() as u16;

@@ -26,6 +26,13 @@ pub const fn leaves_fast_path(chunk: u8) -> bool {
     )
 }
 
+/// Whether the sender of this chunk is done with its association.
+#[must_use]
+pub(super) const fn ends(chunk: u8) -> bool {
+    use chunk::{ABORT, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
+    matches!(chunk, ABORT | SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE)
+}
+
 /// The status of the association that a packet opens.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use super::tuple::{Direction, HashSeed, Tuple};
 use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence, prefetch};
 
 /// The version of an entry's words: raised with every change of their meaning.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 
 /// A worker's number, from zero: one thread's at a time, since its counters have one writer. A control thread that
 /// removes connections has a number of its own, so [`Plan::workers`] counts it too, and it takes part in the sweep.
@@ -258,6 +258,13 @@ impl Table {
         None
     }
 
+    /// Whose the live connections among these entries are.
+    pub fn parties(&self, entries: std::ops::Range<u32>) -> impl Iterator<Item = Parties> {
+        let records = self.records.get(entries.start as usize..entries.end as usize).unwrap_or_default();
+        let live = records.iter().filter(|record| entry::lives(record[CONTROL].load(Ordering::Acquire)));
+        live.map(|record| Parties::of(record[PARTIES].load(Ordering::Relaxed)))
+    }
+
     /// Creates a connection: both its directions are found from the same moment on, or neither.
     ///
     /// A tuple that belongs to a connection whose time is over is free. When no entry is, an unassured connection gives
@@ -390,7 +397,7 @@ impl Table {
         fence(Ordering::Release);
         entry::store_tuple(record, ORIGINAL, &opening.original);
         entry::store_tuple(record, REPLY, reply);
-        record[PARTIES].store(opening.parties.word(), Ordering::Relaxed);
+        record[PARTIES].store(opening.parties.word(generation), Ordering::Relaxed);
         // An exchange, so that a late decision about the entry's former connection comes before it or fails.
         record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
         BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));
@@ -443,11 +450,10 @@ impl Table {
 
     /// A free entry: the worker's own, another's, or one whose connection gives way.
     fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
-        let next = |index: u32| {
-            let link =
-                self.records.get(index as usize).map_or(0, |record| record[NEXT].load(Ordering::Relaxed));
+        let next = |entry: u32| {
+            let link = self.link(entry);
             // It will be the next to be written.
-            let after = (link as u32).checked_sub(1).and_then(|after| self.records.get(after as usize));
+            let after = link.checked_sub(1).and_then(|after| self.records.get(after as usize));
             if let Some(record) = after {
                 prefetch(record, CONTROL);
                 prefetch(record, REPLY);
@@ -462,6 +468,30 @@ impl Table {
     }
 
     pub(crate) fn give_free(&self, lane: &Lane, index: u32) {
-        lane.push(index, |link| self.records[index as usize][NEXT].store(link, Ordering::Relaxed));
+        lane.push(index, |next| self.set_link(index, next));
+    }
+
+    /// What a free entry links to: the number of the next one plus one, or zero. It is kept as the distance from the entry
+    /// behind, so that memory of zeros is a free list that nobody had to write.
+    fn link(&self, index: u32) -> u32 {
+        let word = self.records.get(index as usize).map(|record| record[NEXT].load(Ordering::Relaxed));
+        word.map_or(0, |word| (word as u32).wrapping_add(index + 2))
+    }
+
+    /// Links a free entry to another.
+    pub(crate) fn set_link(&self, index: u32, next: u32) {
+        let word = &self.records[index as usize][NEXT];
+        let distance = u64::from(next.wrapping_sub(index + 2));
+        if word.load(Ordering::Relaxed) != distance {
+            word.store(distance, Ordering::Relaxed);
+        }
+    }
+
+    /// The part of the table whose entries a worker gives out first and looks after.
+    pub(crate) fn part(&self, worker: u16) -> std::ops::Range<u32> {
+        let of = self.lanes.count() as u64;
+        let edge = |number: u64| (u64::from(self.capacity()) * number / of) as u32;
+        let number = u64::from(worker) % of;
+        edge(number)..edge(number + 1)
     }
 }

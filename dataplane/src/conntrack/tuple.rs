@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
+use penstock_wire::rewrite::Change;
 use penstock_wire::{icmp, icmpv6, proto};
 
 /// A network whose addresses mean something of their own: 24 bits, as a VNI.
@@ -199,6 +200,18 @@ impl Tuple {
             self.words[REST] = self.words[REST] & !(0xffff << 32) | u64::from(port) << 32;
         }
         Some(self)
+    }
+
+    /// What a packet that has this tuple gets to have `other` instead; the network is no part of a packet.
+    #[must_use]
+    pub fn change_to(&self, other: &Tuple) -> Change {
+        let unlike = |a: IpAddr, b: IpAddr| (a != b).then_some(b);
+        Change {
+            src: unlike(self.src(), other.src()),
+            dst: unlike(self.dst(), other.dst()),
+            sport: (self.sport() != other.sport()).then(|| other.sport()),
+            dport: (self.dport() != other.dport()).then(|| other.dport()),
+        }
     }
 
     /// The same in another network.

@@ -147,9 +147,8 @@ impl Table {
     /// Worker `n` of the plan's `workers` has the `n`th part, so all of them together look at every entry.
     pub fn sweep(&self, worker: WorkerId, budget: u32, now: Seconds) -> Swept {
         let lane = self.lanes.lane(worker.0);
-        let (number, of) = (u64::from(worker.0), self.lanes.count() as u64);
-        let edge = |number: u64| u64::from(self.capacity()) * number / of;
-        let (start, end) = (edge(number % of), edge(number % of + 1));
+        let std::ops::Range { start, end } = self.part(worker.0);
+        let (start, end) = (u64::from(start), u64::from(end));
         let mut swept = Swept::default();
         if start == end {
             return swept;
@@ -250,7 +249,8 @@ impl Table {
             return false;
         }
         let (original, reply) = (entry::load_tuple(record, ORIGINAL), entry::load_tuple(record, REPLY));
-        let parties = Parties::of(record[PARTIES].load(Ordering::Relaxed));
+        // Taken away, so that nobody is made its owner any more.
+        let parties = Parties::of(record[PARTIES].swap(0, Ordering::Relaxed));
         record[CONTROL].store(entry::control(connection.generation().wrapping_add(1), 0), Ordering::Release);
         // A reader that sees the free list's link in the tuple's place also sees that the entry is dead.
         fence(Ordering::Release);

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use penstock_api::proto::{CapturedFrame, Direction};
 use penstock_api::query::CaptureOrder;
-use penstock_io::{CHUNK, FramePool, Ticks, TicksPerSecond};
+use penstock_io::{CHUNK, FramePool};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::clock::WallClock;
 use super::{Answers, Service};
 use crate::mailbox::{CaptureTap, Captured, Command};
 use crate::supervisor::{Device, Engine, Owner};
@@ -23,27 +24,6 @@ const SENDING: usize = 256;
 const FETCH: Duration = Duration::from_millis(5);
 /// After this long no worker is still in the middle of the turn in which a capture was closed.
 const LAST_TURN: Duration = Duration::from_millis(200);
-
-/// Wall-clock time as told by time-stamp ticks.
-#[derive(Clone, Copy)]
-struct WallClock {
-    wall: Duration,
-    ticks: Ticks,
-    rate: TicksPerSecond,
-}
-
-impl WallClock {
-    fn now(rate: TicksPerSecond) -> WallClock {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallClock { wall, ticks: Ticks::now(), rate }
-    }
-
-    /// Nanoseconds since 1970 at `at`, before or after the clock was set.
-    fn nanoseconds(&self, at: Ticks) -> u64 {
-        let after = self.wall + self.rate.duration(at.since(self.ticks));
-        after.saturating_sub(self.rate.duration(self.ticks.since(at))).as_nanos() as u64
-    }
-}
 
 /// A capture in progress.
 struct Capture {
@@ -149,19 +129,5 @@ impl Capture {
         };
         self.pool.free(captured.copy);
         frame
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ticks_before_and_after_the_clock_was_set_are_told_in_wall_time() {
-        let clock =
-            WallClock { wall: Duration::from_secs(100), ticks: Ticks(5000), rate: TicksPerSecond(1000) };
-        assert_eq!(clock.nanoseconds(Ticks(5000)), 100_000_000_000);
-        assert_eq!(clock.nanoseconds(Ticks(5500)), 100_500_000_000);
-        assert_eq!(clock.nanoseconds(Ticks(4000)), 99_000_000_000);
     }
 }

@@ -1,5 +1,7 @@
 //! The connection table as it is listed: rows with the names that configuration gives to numbers.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,8 +9,9 @@ use penstock_api::proto;
 use penstock_api::query::ConnectionQuery;
 use penstock_io::Ticks;
 
-use super::stateful::Connections;
+use super::stateful::{BackendKey, Connections, ServiceCounters};
 use crate::conntrack::{Connection, Direction, Seconds, Tuple};
+use crate::slowpath::facts::state_name;
 use crate::supervisor::Engine;
 use crate::tables::service::BackendId;
 use crate::tables::{Network, Snapshot, Target};
@@ -26,7 +29,7 @@ pub struct ConnectionTable {
 impl ConnectionTable {
     /// The table of an engine; `None` if it keeps no connections.
     #[must_use]
-    pub fn of(engine: &Engine) -> Option<Arc<dyn Connections>> {
+    pub fn of(engine: &Engine) -> Option<Arc<ConnectionTable>> {
         let tracker = engine.tracker()?.clone();
         Some(Arc::new(ConnectionTable { tracker, snapshot: engine.published() }))
     }
@@ -46,12 +49,38 @@ impl Connections for ConnectionTable {
     }
 }
 
+impl ServiceCounters for ConnectionTable {
+    fn connections(&self) -> HashMap<BackendKey, u64> {
+        let snapshot = Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner));
+        let now = self.tracker.seconds(Ticks::now());
+        let counts = RefCell::new(HashMap::<u32, u64>::new());
+        // None is kept, so one piece is all.
+        self.tracker.table.list(0, &mut Vec::with_capacity(1), |connection| {
+            if let Some(number) = connection.parties.backend.checked_sub(1)
+                && connection.deadline > now
+            {
+                *counts.borrow_mut().entry(number).or_default() += 1;
+            }
+            false
+        });
+        let key = |(number, count)| {
+            let (port, backend) = snapshot.services.backend(BackendId::new(number)?)?;
+            let service = port.service().to_owned();
+            let (protocol, port) = port.port();
+            let backend = (backend.address, backend.port);
+            Some((BackendKey { service, protocol: protocol.number(), port, backend }, count))
+        };
+        counts.into_inner().into_iter().filter_map(key).collect()
+    }
+}
+
 /// What a connection's addresses are called.
 struct Named<'a> {
     network: Option<&'a Network>,
     source: Option<&'a str>,
     destination: Option<&'a str>,
     service: Option<&'a str>,
+    nat: Option<&'a str>,
 }
 
 impl<'a> Named<'a> {
@@ -65,11 +94,15 @@ impl<'a> Named<'a> {
         };
         let backend = connection.parties.backend.checked_sub(1).and_then(BackendId::new);
         let service = backend.and_then(|id| snapshot.services.backend(id)).map(|(port, _)| port.service());
+        let (outside, port) = (connection.reply.dst(), connection.reply.dport());
+        let ways = network.filter(|_| connection.translates_source()).map(|it| &it.masquerades);
+        let nat = ways.into_iter().flatten().find(|way| way.covers(outside, port));
         Named {
             network,
             source: endpoint(connection.original.src()),
             destination: endpoint(sent.dst()),
             service,
+            nat: nat.map(|way| way.name.as_str()),
         }
     }
 }
@@ -96,13 +129,13 @@ fn row(named: &Named<'_>, connection: &Connection, now: Seconds, tracker: &Track
     proto::Connection {
         network: text(named.network.map(|network| network.name.as_str())),
         protocol: connection.original.protocol().into(),
-        state: state(connection),
+        state: state_name(connection.status.state),
         original: Some(tuple(&connection.original)),
         reply: Some(tuple(&connection.reply)),
         source_endpoint: text(named.source),
         destination_endpoint: text(named.destination),
         service: text(named.service),
-        nat: String::new(),
+        nat: text(named.nat),
         assured: connection.status.is_assured(),
         idle_ms: u64::from(whole.saturating_sub(left)) * 1000,
         expires_ms: u64::from(left) * 1000,
@@ -116,16 +149,4 @@ fn tuple(tuple: &Tuple) -> proto::Tuple {
         destination: tuple.dst().to_string(),
         destination_port: tuple.dport().into(),
     }
-}
-
-/// The state in the words of other connection tables: `SynSent` is "syn-sent".
-fn state(connection: &Connection) -> String {
-    let mut words = String::new();
-    for letter in format!("{:?}", connection.status.state).chars() {
-        if letter.is_ascii_uppercase() && !words.is_empty() {
-            words.push('-');
-        }
-        words.push(letter.to_ascii_lowercase());
-    }
-    words
 }

@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::drop::Reason;
 use crate::flow::{DeviceId, ZoneId};
 use crate::port::PortId;
-use crate::slowpath;
+use crate::slowpath::{self, facts::Fact};
 use crate::stats::{Counts, PortStats};
 use crate::supervisor::{Device, Engine, Owner};
 use crate::tables::desired::Desired;
@@ -80,6 +80,7 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
         warnings.push("packet memory lies in ordinary pages, which makes forwarding slower".to_owned());
     }
     warnings.extend(unkept(engine.desired()));
+    warnings.extend(engine.contested().map(|it| it.to_string()));
     warnings.extend(engine.waiting().iter().map(|(owner, why)| format!("{owner} is not open: {why}")));
     for (index, worker) in engine.workers().iter().enumerate() {
         let health = worker.health();
@@ -103,27 +104,15 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
 /// What objects ask for and this version does not do: told, so that nobody relies on it.
 fn unkept(desired: &Desired) -> Vec<String> {
     let mut unkept = Vec::new();
-    for endpoint in desired.endpoints() {
-        let Some(limits) = endpoint.limits else { continue };
-        let rates = model::Limits { max_connections: None, ..limits };
-        if rates != model::Limits::default() {
-            unkept.push(format!("endpoint {}: of its limits, only max-connections is kept", endpoint.name));
-        }
-    }
     for service in desired.services() {
-        if service.dsr {
+        let network = desired.networks().find(|network| network.name == service.network);
+        if service.dsr && network.is_some_and(|it| it.encapsulation != model::Encapsulation::Geneve) {
             unkept.push(format!(
-                "service {}: its remote backends answer through this node, not directly",
+                "service {}: its remote backends answer through this node, for only Geneve can tell them to answer directly",
                 service.name
             ));
         }
-        if service.health_check_node_port.is_some() {
-            unkept.push(format!("service {}: nobody answers at its health check port", service.name));
-        }
     }
-    let logs =
-        desired.policies().filter(|it| it.rules.iter().any(|rule| rule.action == model::RuleAction::Log));
-    unkept.extend(logs.map(|policy| format!("policy {}: what its log rules meet is not told", policy.name)));
     unkept
 }
 
@@ -262,8 +251,40 @@ pub(super) fn drops(engine: &Engine, all: bool) -> Vec<proto::Drop> {
         sentence: reason.sentence().to_owned(),
         packets: count(reason),
     });
-    rows.filter(|row| all || row.packets > 0).collect()
+    rows.chain(port_losses(engine)).filter(|row| all || row.packets > 0).collect()
 }
+
+/// What ports lost, before or after a worker had it in its hands.
+fn port_losses(engine: &Engine) -> impl Iterator<Item = proto::Drop> {
+    let stats = port_stats(engine);
+    PORT_LOSSES.into_iter().map(move |(reason, sentence, count)| proto::Drop {
+        reason: reason.to_owned(),
+        sentence: sentence.to_owned(),
+        packets: stats.values().map(count).sum(),
+    })
+}
+
+/// A reason to lose packets at a port: its name, its sentence, and where the number is.
+type Loss = (&'static str, &'static str, fn(&PortStats) -> u64);
+
+const PORT_LOSSES: [Loss; 5] = [
+    ("rx-too-long", "the frame did not fit a chunk of packet memory", |it| {
+        // The kernel counts a frame that found the fill ring empty as dropped as well (`__xsk_rcv` in net/xdp/xsk.c).
+        it.kernel.map_or(0, |kernel| kernel.rx_dropped.saturating_sub(kernel.fill_ring_empty))
+    }),
+    ("rx-no-buffer", "no free chunk of packet memory was there to receive into", |it| {
+        it.counters.rx_no_chunk + it.kernel.map_or(0, |kernel| kernel.fill_ring_empty)
+    }),
+    ("rx-ring-full", "the port's receive ring was full: its worker did not keep up", |it| {
+        it.kernel.map_or(0, |kernel| kernel.rx_ring_full)
+    }),
+    ("rx-invalid", "the frame was too large or malformed for the port", |it| it.counters.rx_invalid),
+    (
+        "tx-invalid",
+        "the port did not take the frame: it was too short, or its descriptor made no sense",
+        |it| it.counters.tx_invalid + it.kernel.map_or(0, |kernel| kernel.tx_invalid),
+    ),
+];
 
 pub(super) fn routes(engine: &Engine, network: Option<&str>) -> Vec<proto::RouteRow> {
     let snapshot = engine.snapshot();
@@ -321,15 +342,29 @@ pub(super) fn explain(engine: &Engine, question: &Question) -> Result<proto::Exp
         fragment: Fragment::Whole,
     };
     let scene =
-        slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), is_trial: true };
+        slowpath::Scene { snapshot: &snapshot, tracker: engine.tracker(), now: Ticks::now(), ledger: None };
     let (steps, verdict, delivered) = slowpath::explain(scene, zone, &packet);
-    let step = |(stage, decision, detail): slowpath::Step| proto::ExplainStep {
-        stage: stage.to_owned(),
-        decision,
-        detail,
-        fact: None,
+    let step = |step: slowpath::Step| proto::ExplainStep {
+        stage: step.stage.to_owned(),
+        decision: step.decision,
+        detail: step.ground,
+        fact: step.fact.map(|fact| name_port(engine.desired(), question, fact)),
     };
     Ok(proto::Explanation { steps: steps.into_iter().map(step).collect(), verdict, delivered })
+}
+
+/// Names the service's port that was asked: the tables only have its number.
+fn name_port(desired: &Desired, question: &Question, mut fact: Fact) -> Fact {
+    if let Fact::Service(fact) = &mut fact
+        && let Some(service) = desired.services().find(|it| it.name.as_str() == fact.service)
+    {
+        let is_asked = |port: &&model::ServicePort| {
+            model::Protocol::from(port.protocol).number() == question.protocol
+                && [Some(port.port), port.node_port].contains(&Some(question.destination_port))
+        };
+        fact.port = service.ports.iter().find(is_asked).map(|port| port.name.to_string()).unwrap_or_default();
+    }
+    fact
 }
 
 fn zone_of(engine: &Engine, snapshot: &Snapshot, from: &Source) -> Result<ZoneId, Status> {
@@ -384,7 +419,7 @@ fn own_address(snapshot: &Snapshot, zone: ZoneId, ipv4: bool) -> Option<IpAddr> 
     let addresses: &[IpAddr] = match snapshot.zones.get(zone.number())? {
         Zone::Endpoint { endpoint, .. } => &snapshot.endpoints.get(*endpoint as usize)?.addresses,
         Zone::Host { .. } => &snapshot.host.as_ref()?.addresses,
-        Zone::Tunnel { .. } | Zone::Native { .. } => return None,
+        Zone::Tunnel { .. } | Zone::Served { .. } | Zone::Native { .. } => return None,
     };
     addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
 }

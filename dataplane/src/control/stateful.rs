@@ -3,21 +3,25 @@
 //! Each answer is made of what is configured and of what a [`Sources`] knows. Where a source is missing, the call is
 //! answered with UNIMPLEMENTED: a counter that nobody counts must not read as 0.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::stream;
 use penstock_api::model::{
-    Affinity, Name, Policy, PolicyDirection, Rule, Service as ServiceObject, ServicePort, Subjects, Tier,
+    Affinity, Name, Policy, PolicyDirection, Rule, RuleAction, Service as ServiceObject, ServicePort,
+    Subjects, Tier,
 };
 use penstock_api::proto;
 use penstock_api::query::{ConnectionQuery, EventOrder, PolicyQuery, ServiceQuery};
 use tokio::sync::broadcast;
 use tonic::Status;
 
-use super::{Answers, Service};
+use super::{Answers, ConnectionTable, Service};
 use crate::supervisor::Engine;
 use crate::tables::desired::Desired;
+use crate::tables::rule_counts::{RuleBooks, RuleTotals};
 
 /// Where the stateful tier's own knowledge comes from; each part is there or not.
 #[derive(Clone, Default)]
@@ -25,7 +29,7 @@ pub struct Sources {
     /// The connection table.
     pub connections: Option<Arc<dyn Connections>>,
     /// The counters of rules.
-    pub rules: Option<Arc<dyn RuleCounters>>,
+    pub rules: Option<RuleBooks>,
     /// The counters of services.
     pub services: Option<Arc<dyn ServiceCounters>>,
     /// What rules log and what runs out, already limited in rate.
@@ -39,20 +43,37 @@ pub trait Connections: Send + Sync {
     fn piece(&self, query: &ConnectionQuery, place: u64) -> (Vec<proto::Connection>, Option<u64>);
 }
 
-/// How often rules decided.
-pub trait RuleCounters: Send + Sync {
-    /// Decisions of a rule; for a staged policy, those that it would have made.
-    fn rule(&self, policy: &Name, rule: &Name) -> u64;
-    /// Decisions of a tier's end.
-    fn tier_end(&self, tier: &Name) -> u64;
-}
-
 /// What goes through services.
 pub trait ServiceCounters: Send + Sync {
-    /// New connections to a service's port that were refused for want of a backend.
-    fn refused(&self, service: &Name, port: &Name) -> u64;
-    /// Connections that a backend has now, and those that it was given so far.
-    fn backend(&self, service: &Name, port: &Name, backend: (std::net::IpAddr, u16)) -> (u64, u64);
+    /// How many connections each backend has now; one that has none need not be there. May take a while.
+    fn connections(&self) -> HashMap<BackendKey, u64>;
+}
+
+/// A backend of a service's port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackendKey {
+    /// The service.
+    pub service: String,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The port at the service's addresses.
+    pub port: u16,
+    /// The backend's address and port.
+    pub backend: (IpAddr, u16),
+}
+
+impl Sources {
+    /// What an engine knows. Starts to tell its workers' events.
+    #[must_use]
+    pub fn of(engine: &Engine) -> Sources {
+        let table = ConnectionTable::of(engine);
+        Sources {
+            connections: table.clone().map(|table| table as Arc<dyn Connections>),
+            rules: Some(engine.rule_books().clone()),
+            services: table.map(|table| table as Arc<dyn ServiceCounters>),
+            events: Some(super::events::start(engine)),
+        }
+    }
 }
 
 /// The source, or the answer that there is none.
@@ -101,12 +122,13 @@ impl Listing {
 // ---- Policies --------------------------------------------------------------------------------------------------
 
 pub(super) async fn policies(service: &Service, query: PolicyQuery) -> Result<proto::PolicyList, Status> {
-    let counters = wired(&service.sources.rules, "count what policies decide")?;
-    service.look(move |engine: &Engine| policy_list(engine.desired(), &query, &*counters)).await
+    let counted = wired(&service.sources.rules, "count what policies decide")?;
+    let counts = aside(move || counted.totals()).await?;
+    service.look(move |engine: &Engine| policy_list(engine.desired(), &query, &counts)).await
 }
 
 /// The policies as packets meet them.
-fn policy_list(desired: &Desired, query: &PolicyQuery, counters: &dyn RuleCounters) -> proto::PolicyList {
+fn policy_list(desired: &Desired, query: &PolicyQuery, counts: &RuleTotals) -> proto::PolicyList {
     let wanted = |wanted: &Option<Name>, name: &Name| wanted.as_ref().is_none_or(|wanted| wanted == name);
     let mut tiers: Vec<&Tier> = desired.tiers().filter(|tier| wanted(&query.tier, &tier.name)).collect();
     tiers.sort_by_key(|tier| (tier.order, &tier.name));
@@ -121,18 +143,19 @@ fn policy_list(desired: &Desired, query: &PolicyQuery, counters: &dyn RuleCounte
         name: tier.name.to_string(),
         order: tier.order,
         default: tier.default.to_string(),
-        default_hits: counters.tier_end(&tier.name),
+        default_hits: counts.tier_end(tier.name.as_str()).0,
+        staged_default_hits: counts.tier_end(tier.name.as_str()).1,
         policies: policies
             .iter()
             .filter(|policy| policy.tier == tier.name)
-            .map(|policy| policy_row(policy, counters))
+            .map(|policy| policy_row(policy, counts))
             .collect(),
     });
     // A tier without a policy still is a tier, but not an answer to who asked for some policies.
     proto::PolicyList { tiers: rows.filter(|row| !narrowed || !row.policies.is_empty()).collect() }
 }
 
-fn policy_row(policy: &Policy, counters: &dyn RuleCounters) -> proto::PolicyRow {
+fn policy_row(policy: &Policy, counts: &RuleTotals) -> proto::PolicyRow {
     let subjects = match &policy.subjects {
         Subjects::All => Vec::new(),
         Subjects::Identities(names) => names.iter().map(Name::to_string).collect(),
@@ -143,7 +166,9 @@ fn policy_row(policy: &Policy, counters: &dyn RuleCounters) -> proto::PolicyRow 
         action: rule.action.to_string(),
         peers: rule.peers.iter().map(ToString::to_string).collect(),
         ports: rule.ports.iter().map(ToString::to_string).collect(),
-        hits: counters.rule(&policy.name, &rule.name),
+        // One that passes decides nothing, so nobody counts it.
+        hits: (rule.action != RuleAction::Pass)
+            .then(|| counts.rule(policy.name.as_str(), rule.name.as_str())),
     };
     proto::PolicyRow {
         name: policy.name.to_string(),
@@ -157,31 +182,33 @@ fn policy_row(policy: &Policy, counters: &dyn RuleCounters) -> proto::PolicyRow 
     }
 }
 
+/// Does what takes a while on another thread: the control thread has its own to do.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Status::internal(format!("counting ended early: {error}")))
+}
+
 // ---- Services --------------------------------------------------------------------------------------------------
 
 pub(super) async fn services(service: &Service, query: ServiceQuery) -> Result<proto::ServiceList, Status> {
-    let counters = wired(&service.sources.services, "translate services")?;
-    service.look(move |engine: &Engine| service_list(engine.desired(), &query, &*counters)).await
+    let counters = wired(&service.sources.services, "count the connections of services")?;
+    let counts = aside(move || counters.connections()).await?;
+    service.look(move |engine: &Engine| service_list(engine.desired(), &query, &counts)).await
 }
 
-fn service_list(
-    desired: &Desired,
-    query: &ServiceQuery,
-    counters: &dyn ServiceCounters,
-) -> proto::ServiceList {
+/// Connections by backend.
+type Connected = HashMap<BackendKey, u64>;
+
+fn service_list(desired: &Desired, query: &ServiceQuery, counts: &Connected) -> proto::ServiceList {
     let wanted = |wanted: &Option<Name>, name: &Name| wanted.as_ref().is_none_or(|wanted| wanted == name);
     let services = desired
         .services()
         .filter(|it| wanted(&query.network, &it.network) && wanted(&query.service, &it.name));
-    proto::ServiceList { services: services.map(|it| service_row(desired, it, counters)).collect() }
+    proto::ServiceList { services: services.map(|it| service_row(desired, it, counts)).collect() }
 }
 
-fn service_row(
-    desired: &Desired,
-    service: &ServiceObject,
-    counters: &dyn ServiceCounters,
-) -> proto::ServiceRow {
-    let texts = |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect();
+fn service_row(desired: &Desired, service: &ServiceObject, counts: &Connected) -> proto::ServiceRow {
+    let texts = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect();
     proto::ServiceRow {
         name: service.name.to_string(),
         network: service.network.to_string(),
@@ -193,7 +220,7 @@ fn service_row(
         external_policy: service.external_policy.to_string(),
         topology: service.topology.to_string(),
         dsr: service.dsr,
-        ports: service.ports.iter().map(|port| port_row(desired, service, port, counters)).collect(),
+        ports: service.ports.iter().map(|port| port_row(desired, service, port, counts)).collect(),
     }
 }
 
@@ -201,14 +228,19 @@ fn port_row(
     desired: &Desired,
     service: &ServiceObject,
     port: &ServicePort,
-    counters: &dyn ServiceCounters,
+    counts: &Connected,
 ) -> proto::ServicePortRow {
+    let protocol = penstock_api::model::Protocol::from(port.protocol).number();
     let mut backends = Vec::new();
     for slice in desired.backends(&service.name) {
         let Some(target) = slice.ports.iter().find(|it| it.name == port.name) else { continue };
         backends.extend(slice.members.iter().map(|member| {
-            let backend = (member.address, target.port);
-            let (connections, chosen) = counters.backend(&service.name, &port.name, backend);
+            let key = BackendKey {
+                service: service.name.to_string(),
+                protocol,
+                port: port.port,
+                backend: (member.address, target.port),
+            };
             proto::BackendRow {
                 slice: slice.slice.to_string(),
                 address: member.address.to_string(),
@@ -217,17 +249,15 @@ fn port_row(
                 node: member.node.as_ref().map(Name::to_string).unwrap_or_default(),
                 zone: member.zone.as_ref().map(Name::to_string).unwrap_or_default(),
                 weight: member.weight.into(),
-                connections,
-                chosen,
+                connections: counts.get(&key).copied().unwrap_or_default(),
             }
         }));
     }
     proto::ServicePortRow {
         name: port.name.to_string(),
-        protocol: penstock_api::model::Protocol::from(port.protocol).number().into(),
+        protocol: protocol.into(),
         port: port.port.into(),
         node_port: port.node_port.map(u32::from),
-        refused: counters.refused(&service.name, &port.name),
         backends,
     }
 }

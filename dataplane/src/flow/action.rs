@@ -29,6 +29,10 @@ const FINISH_CHECKSUM: u8 = 1;
 const TRACKED: u8 = 2;
 /// The packet gets other addresses or ports.
 const REWRITE: u8 = 4;
+/// An endpoint at one end of the flow has limits.
+const METERED: u8 = 8;
+/// The tunnel header says what the packet's sender asked for: the receiver's node answers in its name.
+const SERVED: u8 = 16;
 
 /// The compiled action of a flow: 24 bytes, so that key, counters and action share a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
@@ -79,15 +83,41 @@ impl Action {
         self.flagged(REWRITE, is)
     }
 
+    /// The same, for packets from or to an endpoint with limits.
+    #[must_use]
+    pub fn metering(self, is: bool) -> Action {
+        self.flagged(METERED, is)
+    }
+
+    /// The same behind the header of `template`, which has room for what the packet's sender asked for.
+    #[must_use]
+    pub fn serving(self, template: TemplateId, max_len: u16) -> Action {
+        Action { template: template.0, max_len, ..self.flagged(SERVED, true) }
+    }
+
+    /// Whether the tunnel header says what the packet's sender asked for.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.flags & SERVED != 0
+    }
+
     fn flagged(self, flag: u8, is: bool) -> Action {
         Action { flags: if is { self.flags | flag } else { self.flags & !flag }, ..self }
     }
 
-    /// Whether the action is all that a packet needs: no connection, no other addresses.
+    /// Whether the action is all that a packet needs: no connection, no other addresses, no limits.
     #[inline(always)]
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.flags & (TRACKED | REWRITE) == 0
+        self.flags & (TRACKED | REWRITE | METERED) == 0
+    }
+
+    /// Whether nobody but its connection need hear of a packet: no limits, and no service that answers elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.flags & (METERED | SERVED) == 0
     }
 
     /// Whether the flow is one of a connection's.
@@ -102,6 +132,13 @@ impl Action {
     #[must_use]
     pub fn rewrites(&self) -> bool {
         self.flags & REWRITE != 0
+    }
+
+    /// Whether packets are from or to an endpoint with limits.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_metered(&self) -> bool {
+        self.flags & METERED != 0
     }
 
     /// What is done.

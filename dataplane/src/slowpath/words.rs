@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::facts::Fact;
 use super::{Facts, Scene, Verdict, Watch, decide};
 use crate::conntrack::Tuple;
 use crate::drop::Reason;
 use crate::flow::ZoneId;
-use crate::tables::{Network, Snapshot, Target, Zone};
+use crate::tables::{Network, RouteRow, Snapshot, Target, Zone};
 
 /// The zone in words.
 #[must_use]
@@ -20,6 +21,7 @@ pub fn describe_zone(snapshot: &Snapshot, zone: Zone) -> String {
         Zone::Tunnel { peer, .. } => {
             snapshot.peers.get(peer as usize).map_or("peer ?".into(), |peer| format!("peer {}", peer.name))
         }
+        Zone::Served { .. } => "a peer, for a service".into(),
         Zone::Native { .. } => "uplink".into(),
     }
 }
@@ -37,15 +39,20 @@ pub(super) fn describe_target(snapshot: &Snapshot, target: &Target) -> String {
     }
 }
 
-pub(super) fn matching_row(network: &Network, dst: IpAddr) -> String {
+/// The route that a destination matches.
+pub(super) fn longest_row(network: &Network, dst: IpAddr) -> Option<&RouteRow> {
     let matching = network.rows.iter().filter(|row| row.prefix.contains(&dst));
-    matching.max_by_key(|row| row.prefix.prefix_len()).map_or_else(String::new, |row| {
+    matching.max_by_key(|row| row.prefix.prefix_len())
+}
+
+pub(super) fn matching_row(network: &Network, dst: IpAddr) -> String {
+    longest_row(network, dst).map_or_else(String::new, |row| {
         format!("{} in network {}{}", row.prefix, network.name, if row.implied { " (implied)" } else { "" })
     })
 }
 
 /// A tuple in words.
-pub(super) fn describe_tuple(tuple: &Tuple) -> String {
+pub(crate) fn describe_tuple(tuple: &Tuple) -> String {
     let [from, to] =
         [SocketAddr::new(tuple.src(), tuple.sport()), SocketAddr::new(tuple.dst(), tuple.dport())];
     format!("{} {from} to {to}", penstock_api::model::Protocol::new(tuple.protocol()))
@@ -54,13 +61,29 @@ pub(super) fn describe_tuple(tuple: &Tuple) -> String {
 /// A packet that somebody asks about.
 pub type Question = Facts;
 
-/// One stage of an explanation: its name, its decision, its ground.
-pub type Step = (&'static str, String, String);
+/// One stage of an explanation.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its name.
+    pub stage: &'static str,
+    /// What it decided.
+    pub decision: String,
+    /// Why.
+    pub ground: String,
+    /// What it decided, part by part.
+    pub fact: Option<Fact>,
+}
 
 impl Watch for Vec<Step> {
     fn stage(&mut self, stage: &'static str, say: impl FnOnce() -> (String, String)) {
         let (decision, ground) = say();
-        self.push((stage, decision, ground));
+        self.push(Step { stage, decision, ground, fact: None });
+    }
+
+    fn fact(&mut self, fact: impl FnOnce() -> Fact) {
+        if let Some(step) = self.last_mut() {
+            step.fact = Some(fact());
+        }
     }
 }
 
@@ -68,7 +91,7 @@ impl Watch for Vec<Step> {
 #[must_use]
 pub fn explain(scene: Scene<'_>, from: ZoneId, packet: &Question) -> (Vec<Step>, String, bool) {
     let mut steps = Vec::new();
-    let verdict = decide(Scene { is_trial: true, ..scene }, from, packet, &mut steps);
+    let verdict = decide(Scene { ledger: None, ..scene }, from, packet, &mut steps);
     let (sentence, delivered) = match verdict {
         Verdict::Go(way) if packet.len > way.action.max_len() => {
             let sentence = format!(

@@ -32,8 +32,8 @@ pub enum OpenError {
     Path(PathBuf),
 }
 
-/// Opens the table that the configuration names, and takes over what a former daemon left there.
-pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, OpenError> {
+/// Opens the table that the configuration names, and takes over what a former daemon left there: so many connections.
+pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<(Tracker, u32), OpenError> {
     let settings = &config.connections;
     let path = settings.region(&config.socket);
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
@@ -48,7 +48,7 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, Ope
     let region = region.leak();
     let (clock, seed) = (region.clock(), HashSeed::new(region.seed()));
     let seconds = Seconds(clock.seconds(now));
-    // Whose they are will be known when their endpoints are: until they end they count against nobody's share.
+    // Whose they are will be known when their endpoints are: until then they count against nobody's share.
     let (table, adoption) =
         Table::over(Memory::shared(region), seed, plan, seconds, |_| Some(Parties::default()))
             .map_err(OpenError::Index)?;
@@ -66,14 +66,15 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<Tracker, Ope
         ),
     }
     let (connections, half_open) = settings.endpoint_share();
-    Ok(Tracker {
+    let tracker = Tracker {
         table: Arc::new(table),
         affinity: Arc::new(Affinity::with_capacity(AFFINE_CLIENTS)),
         settings: Settings { timeouts: timeouts(&settings.timeouts_s), pick_up: settings.pick_up },
         share: Limits { connections, half_open },
         clock,
         worker: WorkerId(0),
-    })
+    };
+    Ok((tracker, adoption.kept))
 }
 
 /// The timeouts of the configuration; both lists have the same names.

@@ -260,8 +260,8 @@ fn open_xsk(
         Ok(()) => {}
         Err(error) => {
             ports.into_iter().for_each(|port| port.close(pool));
-            // Back to what was found; a pod's interface that was closed stays closed.
-            let keep_closed = role == Role::Pod && netdev.program.is_some();
+            // Back to what was found: an interface that was closed stays closed.
+            let keep_closed = netdev.program.is_some();
             if let Err(detaching) = steer.detach(keep_closed) {
                 tracing::warn!("after a failed opening: {detaching}");
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::{Device, Engine, Live, Owner, Refusal, Spec, device};
+use super::{Device, Engine, Live, Owner, Refusal, Spec, device, steering};
 use crate::flow::DeviceId;
 use crate::kernel::{Change as KernelChange, Watcher};
 use crate::mailbox::Event;
@@ -147,11 +147,22 @@ impl Engine {
         if self.needs_devices() {
             self.reconcile().await;
         }
+        if self.former.is_over(now) {
+            self.replace_former();
+            self.former.hand_over(&self.tracker.table, &self.publisher.current());
+        }
         if self.knowledge.expire(&self.view, now) {
             self.refresh(false).await;
         }
         self.probe().await;
         self.settle_generations();
+        self.reclaim_backends();
+    }
+
+    /// Nothing of the daemon before counts any more but its connections.
+    pub(super) fn replace_former(&mut self) {
+        self.former.is_replaced();
+        steering::forget_former(&mut self.devices);
     }
 
     /// Asks the kernel for the neighbours that are due.

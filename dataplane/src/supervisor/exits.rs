@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
 use penstock_io::Port;
-use penstock_io::steer::Role;
+use penstock_io::steer::{Role, ip_name};
 use tokio::sync::mpsc;
 
 use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
@@ -129,13 +129,16 @@ impl Engine {
             .map(|(owner, _)| owner.clone())
             .collect();
         for owner in doomed {
-            self.close(&owner).await;
+            let spec = wanted.iter().find(|(it, _)| *it == owner).map(|(_, spec)| spec);
+            self.close(&owner, spec).await;
         }
     }
 
-    /// Closes a device: its queues at the workers, then its steering.
-    async fn close(&mut self, owner: &Owner) {
+    /// Closes a device: its queues at the workers, then its steering, which stays closed if the interface is to be opened
+    /// again by `wanted`.
+    async fn close(&mut self, owner: &Owner, wanted: Option<&Spec>) {
         let Some(device) = self.devices.remove(owner) else { return };
+        let keep_closed = wanted.is_some_and(|spec| spec.interface() == device.facts.interface);
         let replies: Vec<Receiver<()>> = device
             .queues
             .iter()
@@ -154,7 +157,7 @@ impl Engine {
             closed &= answer(&reply, CLOSED_WITHIN).await.is_some();
         }
         if let Some(steer) = device.steer
-            && let Err(error) = steer.detach(false)
+            && let Err(error) = steer.detach(keep_closed)
         {
             tracing::warn!("{owner}: {error}");
         }
@@ -171,8 +174,9 @@ impl Engine {
         }
     }
 
-    /// Ends in good order: lets nothing more in, forwards what is inside, then stops the workers, takes the uplinks' steering
-    /// off and leaves the pods' interfaces closed. Whoever looks meanwhile is answered; changes are refused.
+    /// Ends in good order: lets nothing more in, forwards what is inside, then stops the workers and takes the uplinks'
+    /// steering off. The pods' interfaces stay closed, and so does an uplink to ports that the kernel would answer for:
+    /// the connections go on with the next daemon. Whoever looks meanwhile is answered; changes are refused.
     pub(super) async fn drain(mut self, mut requests: mpsc::Receiver<Request>) {
         self.draining = true;
         self.let_nothing_in();
@@ -207,7 +211,16 @@ impl Engine {
         }
         for (owner, device) in std::mem::take(&mut self.devices) {
             let Some(steer) = device.steer else { continue };
-            let keep_closed = steer.role() == Role::Pod;
+            let is_pod = steer.role() == Role::Pod;
+            let keep_closed = is_pod || device.rules.have_ports();
+            if keep_closed && !is_pod {
+                tracing::info!(
+                    "{owner}: closed to the ports of services and translated connections, which go on with the next \
+                     daemon; to give the ports back to the kernel: ip link set dev {} {} off",
+                    device.facts.interface,
+                    ip_name(steer.mode().native)
+                );
+            }
             if let Err(error) = steer.detach(keep_closed) {
                 tracing::warn!("{owner}: {error}");
             }
@@ -215,8 +228,8 @@ impl Engine {
         tracing::info!("drained");
     }
 
-    /// From here on an uplink leaves everything to the kernel, and a pod's interface drops everything; what the queues hold
-    /// already is still forwarded. The host port stays open: the kernel would take a closed one for a dead link.
+    /// From here on an uplink takes nothing more, and a pod's interface drops everything; what the queues hold already is
+    /// still forwarded. The host port stays open: the kernel would take a closed one for a dead link.
     fn let_nothing_in(&self) {
         for (owner, device) in &self.devices {
             let Some(steer) = &device.steer else { continue };

@@ -6,8 +6,33 @@ use std::net::IpAddr;
 use penstock_api::model::{NatPool, PortRange};
 use penstock_io::steer::{NodePort, SnatRange, SteerRules};
 
+use super::device::{Device, Owner};
 use crate::tables::Snapshot;
 use crate::tables::desired::Desired;
+
+/// Lets uplinks take what `rules` say and, with `former`, what the daemon before took.
+pub(super) fn steer(devices: &mut BTreeMap<Owner, Device>, rules: &SteerRules, former: bool) {
+    for (owner, device) in devices {
+        let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer) else { continue };
+        if device.rules == *rules {
+            continue;
+        }
+        match if former { steer.add_rules(rules) } else { steer.set_rules(rules) } {
+            Ok(()) => device.rules = rules.clone(),
+            Err(error) => tracing::error!("{owner}: {error}"),
+        }
+    }
+}
+
+/// Lets uplinks take what their own rules say and nothing else.
+pub(super) fn forget_former(devices: &mut BTreeMap<Owner, Device>) {
+    for (owner, device) in devices {
+        let (Owner::Uplink(_), Some(steer)) = (owner, &mut device.steer) else { continue };
+        if let Err(error) = steer.set_rules(&device.rules) {
+            tracing::error!("{owner}: {error}");
+        }
+    }
+}
 
 /// The rules that follow from a configuration and its tables.
 pub(super) fn rules(desired: &Desired, snapshot: &Snapshot) -> SteerRules {
@@ -46,7 +71,7 @@ fn node_ports(desired: &Desired, snapshot: &Snapshot) -> Vec<NodePort> {
     let ports = ports
         .filter_map(|it| Some((penstock_api::model::Protocol::from(it.protocol).number(), it.node_port?)));
     let at = |(protocol, port)| {
-        snapshot.underlay_addresses.iter().map(move |&address| NodePort { address, protocol, port })
+        snapshot.services.node_addresses().iter().map(move |&address| NodePort { address, protocol, port })
     };
     ports.flat_map(at).collect()
 }

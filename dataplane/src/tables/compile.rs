@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use penstock_api::model::{Attachment, Encapsulation, NatPool, RouteTarget};
 use penstock_api::{Fault, model};
 use penstock_wire::decap::TunnelKind;
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::encap::{DscpMode, EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::geneve::GeneveOption;
 use penstock_wire::{MacAddr, Vni};
@@ -107,6 +108,7 @@ pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr 
 struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
+    rules: &'a Rulebook,
     networks: Vec<&'a model::Network>,
     peers: Vec<&'a model::Peer>,
     network_index: HashMap<&'a str, u32>,
@@ -116,7 +118,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &Rulebook) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &'a Rulebook) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
@@ -144,6 +146,7 @@ impl<'a> Compiler<'a> {
         Compiler {
             desired,
             underlay,
+            rules,
             networks,
             peers,
             network_index,
@@ -244,6 +247,7 @@ impl<'a> Compiler<'a> {
             let index = self.snapshot.endpoints.len() as u32;
             let zone = self.zone(Zone::Endpoint { network, endpoint: index });
             let mac = endpoint.mac.get();
+            let subject = self.snapshot.policies.subject(endpoint.name.as_str()).cloned();
             self.device(device, Device::Endpoint { zone, mac });
             self.snapshot.endpoints.push(Arc::new(Endpoint {
                 name: endpoint.name.to_string(),
@@ -255,8 +259,10 @@ impl<'a> Compiler<'a> {
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
-                subject: self.snapshot.policies.subject(endpoint.name.as_str()).cloned(),
+                meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
+                counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
                 judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
+                subject,
             }));
         }
     }
@@ -273,9 +279,11 @@ impl<'a> Compiler<'a> {
         for index in 0..self.networks.len() as u32 {
             let network = self.networks[index as usize];
             let Some(kind) = kind_of(network) else { continue };
+            let served = (kind == TunnelKind::Geneve).then(|| self.zone(Zone::Served { network: index }));
             for (peer, object) in self.desired.peers().enumerate() {
                 let zone = self.zone(Zone::Tunnel { network: index, peer: peer as u32 });
-                self.snapshot.tunnels.insert((object.address, network.vni), TunnelZone { zone, kind });
+                let zone = TunnelZone { zone, kind, served };
+                self.snapshot.tunnels.insert((object.address, network.vni), zone);
             }
         }
         self.snapshot.tunnel_ports =
@@ -290,8 +298,18 @@ impl<'a> Compiler<'a> {
         let chosen = self.desired.egress_ips().map(|it| &it.address);
         self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();
         let ports = NatPool::default_ports();
-        let own = Pool::new(&self.snapshot.underlay_addresses, ports.first()..=ports.last());
-        self.snapshot.node_pool = own.ok().map(Arc::new);
+        let pool =
+            |addresses: &[IpAddr]| Pool::new(addresses, ports.first()..=ports.last()).ok().map(Arc::new);
+        let outer = &self.snapshot.underlay_addresses;
+        // An underlay of one family has no address for clients of the other, and an overlay of both has.
+        let told = self.desired.host.as_ref().map_or(&[][..], |host| &host.addresses);
+        let of_family = |ipv4: bool| {
+            let told: Vec<IpAddr> = told.iter().filter(|it| it.is_ipv4() == ipv4).copied().collect();
+            let outer = outer.iter().filter(move |it| it.is_ipv4() == ipv4).copied();
+            if told.is_empty() { outer.collect() } else { told }
+        };
+        let inner = [true, false].map(of_family).concat();
+        (self.snapshot.node_pool, self.snapshot.inner_pool) = (pool(outer), pool(&inner));
     }
 
     /// Routes that follow from endpoints, the host and the peers.
@@ -387,12 +405,39 @@ impl<'a> Compiler<'a> {
                 .map_or(MacAddr::from_underlay(facts.address), model::UnicastMac::get),
         };
         let header = build_header(kind, &outer, object.vni, object)?;
-        let link = facts.learnt_mtu.unwrap_or(path.mtu).min(path.mtu);
-        let max_len = link.saturating_sub(header.overhead() as u16).min(object.mtu.unwrap_or(u16::MAX));
+        let (device, link) = (path.device, facts.learnt_mtu.unwrap_or(path.mtu).min(path.mtu));
+        let served = if self.serves_directly(object) {
+            [true, false].map(|is_ipv4| {
+                let options = [&geneve_options(object)[..], &[ServedAs::blank(is_ipv4)]].concat();
+                let header = EncapTemplate::geneve(&outer, object.vni, &options).ok()?;
+                self.add_template(peer, object, device, link, header, [None; 2])
+            })
+        } else {
+            [None; 2]
+        };
+        self.add_template(peer, object, device, link, header, served)
+    }
+
+    fn add_template(
+        &mut self,
+        peer: u32,
+        network: &model::Network,
+        device: DeviceId,
+        link: u16,
+        header: EncapTemplate,
+        served: [Option<TemplateId>; 2],
+    ) -> Option<TemplateId> {
         let id = TemplateId(u16::try_from(self.snapshot.templates.len()).ok()?);
-        self.snapshot.templates.push(Template { header, device: path.device, max_len });
+        let max_len = link.saturating_sub(header.overhead() as u16).min(network.mtu.unwrap_or(u16::MAX));
+        self.snapshot.templates.push(Template { header, device, max_len, served });
         self.snapshot.peers[peer as usize].templates += 1;
         Some(id)
+    }
+
+    /// Whether a service of the network wants its backends to answer clients outside past this node, and tunnels can say so.
+    fn serves_directly(&self, network: &model::Network) -> bool {
+        let mut services = self.desired.services().filter(|service| service.network == network.name);
+        kind_of(network) == Some(TunnelKind::Geneve) && services.any(|service| service.dsr)
     }
 
     fn network(
@@ -490,7 +535,7 @@ fn kind_of(network: &model::Network) -> Option<TunnelKind> {
 pub fn check_capacity(desired: &Desired) -> Vec<Fault> {
     let (networks, peers) = (desired.networks().count(), desired.peers().count());
     let mut faults = Vec::new();
-    if networks * peers + desired.endpoints().count() + 3 >= ZoneId::LIMIT as usize {
+    if networks * (peers + 1) + desired.endpoints().count() + 3 >= ZoneId::LIMIT as usize {
         let problem = format!(
             "{networks} networks times {peers} peers are more sources of packets than flows can tell apart"
         );
@@ -505,9 +550,14 @@ pub fn check_capacity(desired: &Desired) -> Vec<Fault> {
         .collect();
     pairs.sort_unstable();
     pairs.dedup();
-    if pairs.len() + peers > usize::from(u16::MAX) {
-        let problem =
-            format!("routes name {} pairs of network and peer; there is room for 65535 tunnels", pairs.len());
+    // Services that are answered directly take two more for each.
+    let each = if desired.services().any(|service| service.dsr) { 3 } else { 1 };
+    if (pairs.len() + peers) * each > usize::from(u16::MAX) {
+        let problem = format!(
+            "routes name {} pairs of network and peer; there is room for {}",
+            pairs.len(),
+            65535 / each
+        );
         faults.push(Fault::new("node", "", problem, "use fewer networks or peers on one node"));
     }
     for network in desired.networks().filter(|network| kind_of(network) == Some(TunnelKind::Geneve)) {

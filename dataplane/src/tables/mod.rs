@@ -6,8 +6,10 @@
 pub mod compile;
 pub mod desired;
 pub mod lpm;
+mod meters;
 pub mod nat;
 pub mod policies;
+pub mod rule_counts;
 pub mod rulebook;
 pub mod service;
 
@@ -23,9 +25,11 @@ use penstock_wire::{MacAddr, Vni};
 use crate::conntrack::NetworkId;
 use crate::conntrack::nat::Pool;
 use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::meter::Meter;
 use lpm::Lpm;
 use nat::Masquerade;
 use policies::Policies;
+use rule_counts::SubjectCounts;
 use service::Services;
 
 /// Everything that packets are decided by.
@@ -65,6 +69,9 @@ pub struct Snapshot {
     pub outside_addresses: HashSet<IpAddr>,
     /// The addresses and ports of the node that stand in for clients whose answers must come back here.
     pub node_pool: Option<Arc<Pool>>,
+    /// The same, for answers that come through tunnels or from this node's own endpoints: the addresses that the node has in
+    /// its network, as far as it is told any.
+    pub inner_pool: Option<Arc<Pool>>,
     /// MAC addresses of the underlay's neighbours, by device.
     pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
 }
@@ -74,6 +81,22 @@ impl Snapshot {
     #[must_use]
     pub fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.iter().find(|network| network.vni.get() == id.number()).map(|network| &**network)
+    }
+
+    /// The endpoint that a device is the attachment of.
+    #[inline]
+    #[must_use]
+    pub fn endpoint_of(&self, device: DeviceId) -> Option<&Arc<Endpoint>> {
+        let Device::Endpoint { zone, .. } = self.devices.get(usize::from(device.0))? else { return None };
+        self.endpoint_in(*self.zones.get(zone.number())?)
+    }
+
+    /// The endpoint that packets from a zone come from.
+    #[inline]
+    #[must_use]
+    pub fn endpoint_in(&self, zone: Zone) -> Option<&Arc<Endpoint>> {
+        let Zone::Endpoint { endpoint, .. } = zone else { return None };
+        self.endpoints.get(endpoint as usize)
     }
 
     /// Whether packets from outside to `address` are for this node, or for a service or a connection that it keeps.
@@ -134,6 +157,11 @@ pub enum Zone {
         /// The peer that sent it.
         peer: u32,
     },
+    /// Out of a tunnel from a peer that was asked for a service which an endpoint here serves: its clients are outside.
+    Served {
+        /// The network of its VNI.
+        network: u32,
+    },
     /// From the underlay, without a tunnel.
     Native {
         /// The network that such packets belong to.
@@ -149,6 +177,7 @@ impl Zone {
             Zone::Endpoint { network, .. }
             | Zone::Host { network }
             | Zone::Tunnel { network, .. }
+            | Zone::Served { network }
             | Zone::Native { network } => network,
         }
     }
@@ -161,6 +190,8 @@ pub struct TunnelZone {
     pub zone: ZoneId,
     /// The encapsulation that its network speaks.
     pub kind: TunnelKind,
+    /// Where packets come from that the peer sends on for a service; nowhere by VXLAN, which cannot say so.
+    pub served: Option<ZoneId>,
 }
 
 /// A network.
@@ -268,10 +299,14 @@ pub struct Endpoint {
     pub partial_checksums: bool,
     /// Connections that it may have at one time, if it is told a number of its own.
     pub max_connections: Option<u32>,
+    /// How much it may send, receive and open, if it has limits.
+    pub meter: Option<Arc<Meter>>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
     /// The last change of policies that was about it, see [`Policies::since`].
     pub judged_since: u32,
+    /// How often its rules decided; there if the subject is.
+    pub counts: Option<Arc<SubjectCounts>>,
 }
 
 /// Another node.
@@ -313,6 +348,8 @@ pub struct Template {
     pub device: DeviceId,
     /// The longest inner IP packet.
     pub max_len: u16,
+    /// The same with room for what a client outside asked for, by IPv4 and by IPv6; only where a service wants it.
+    pub served: [Option<TemplateId>; 2],
 }
 
 /// The host port.

@@ -18,6 +18,7 @@ use super::desired::Desired;
 pub struct Masquerade {
     /// The object's name, for people.
     pub name: String,
+    kind: &'static str,
     sources: Vec<IpNet>,
     exclusions: Vec<IpNet>,
     outside: Outside,
@@ -44,6 +45,21 @@ impl Masquerade {
         match &self.outside {
             Outside::Same(pool) => Some(pool),
             Outside::OfUplink(pools) => pools.get(&uplink),
+        }
+    }
+
+    /// The key of its object, as it is said: `nat-pool "outside"`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{} \"{}\"", self.kind, self.name)
+    }
+
+    /// Whether packets leave by that very pool.
+    #[must_use]
+    pub fn has(&self, pool: &Arc<Pool>) -> bool {
+        match &self.outside {
+            Outside::Same(it) => Arc::ptr_eq(it, pool),
+            Outside::OfUplink(pools) => pools.values().any(|it| Arc::ptr_eq(it, pool)),
         }
     }
 
@@ -77,6 +93,7 @@ fn of_egress_ip(object: &model::EgressIp, desired: &Desired) -> Option<Masquerad
     let pool = Pool::new(&[object.address], object.ports.first()..=object.ports.last()).ok()?;
     Some(Masquerade {
         name: object.name.to_string(),
+        kind: "egress-ip",
         sources: listed.chain(endpoints.map(|&address| address.into())).collect(),
         exclusions: object.exclusions.iter().map(|prefix| prefix.net()).collect(),
         outside: Outside::Same(Arc::new(pool)),
@@ -101,6 +118,7 @@ fn of_pool(object: &model::NatPool, underlay: &Underlay) -> Option<Masquerade> {
     };
     Some(Masquerade {
         name: object.name.to_string(),
+        kind: "nat-pool",
         sources: object.sources.iter().map(|prefix| prefix.net()).collect(),
         exclusions: object.exclusions.iter().map(|prefix| prefix.net()).collect(),
         outside,

@@ -6,8 +6,12 @@ mod answers;
 mod churn;
 mod conservation;
 mod forwarding;
+mod limits;
 mod refusals;
+mod served;
+mod services;
 mod stateful;
+mod told;
 
 use penstock_dataplane::testbed::{self, FIRST_ENDPOINT, HOST_MAC, NEXT_HOP_MAC, Testbed, UPLINK_MAC};
 use penstock_wire::MacAddr;

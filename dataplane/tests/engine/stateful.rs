@@ -12,7 +12,7 @@ use super::{MAC_A, MAC_B, NODE1, POD_A, POD_B, objects, router};
 
 pub const A: [u8; 4] = [10, 1, 1, 1];
 pub const B: [u8; 4] = [10, 1, 1, 2];
-const SERVICE: [u8; 4] = [10, 96, 0, 1];
+pub const SERVICE: [u8; 4] = [10, 96, 0, 1];
 const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 
 /// Two pods; `b` takes TCP to port 5432 from `a`'s identity and nothing else; a service that `b` serves; a way out.
@@ -62,7 +62,7 @@ const MORE: &str = r#"
     ports = "50000-50999"
 "#;
 
-fn node() -> Testbed {
+pub fn node() -> Testbed {
     node_of(Sizes { flows: 4096, chunks: 4096, connections: Some(1 << 16) })
 }
 
@@ -82,7 +82,7 @@ pub fn tcp(from: u16, src: ([u8; 4], u16), dst: ([u8; 4], u16), flags: &str) -> 
     segment(mac.0, router(NODE1).0, src, dst, flags)
 }
 
-fn segment(
+pub fn segment(
     src_mac: [u8; 6],
     dst_mac: [u8; 6],
     src: ([u8; 4], u16),
@@ -106,7 +106,7 @@ fn segment(
 }
 
 /// The flow of a frame whose checksums are right.
-fn flow(frame: &[u8]) -> V4Flow {
+pub fn flow(frame: &[u8]) -> V4Flow {
     let parsed = parse(frame).unwrap();
     let Net::V4(flow) = parsed.net else { panic!("no IPv4 packet") };
     let segment = &frame[parsed.l4.into()..parsed.end.into()];
@@ -115,7 +115,7 @@ fn flow(frame: &[u8]) -> V4Flow {
     flow
 }
 
-fn ends(flow: &V4Flow) -> (([u8; 4], u16), ([u8; 4], u16)) {
+pub fn ends(flow: &V4Flow) -> (([u8; 4], u16), ([u8; 4], u16)) {
     ((flow.src.octets(), flow.sport), (flow.dst.octets(), flow.dport))
 }
 
@@ -126,7 +126,7 @@ pub fn pass(node: &mut Testbed, from: u16, frame: &[u8], to: u16) -> V4Flow {
     flow(&out[0])
 }
 
-fn refused(node: &mut Testbed, from: u16, frame: &[u8], cause: Cause) {
+pub fn refused(node: &mut Testbed, from: u16, frame: &[u8], cause: Cause) {
     let before = node.worker.drops(cause);
     node.deliver(from, frame);
     node.turn_after(1000);

@@ -1,5 +1,9 @@
-"""A TCP session that is watched: `echo.py serve PORT` sends back what it gets; `echo.py talk ADDRESS PORT` says a
-line every 20 ms over one connection until SIGTERM, then prints how many came back and the longest silence in ms."""
+"""Sessions that are watched.
+
+`echo.py serve PORT` sends back what it gets over TCP; `echo.py talk ADDRESS PORT` says a line every 20 ms over one
+connection until SIGTERM, then prints how many came back and the longest silence in ms. `echo.py reflect ADDRESS PORT`
+sends datagrams back; `echo.py tick ADDRESS PORT` sends one every 2 ms from one port until SIGTERM, then prints how many came
+back and every silence of 20 ms or more, in ms: from the last answer before it to the first one after."""
 
 import signal
 import socket
@@ -39,7 +43,38 @@ def talk(address, port):
     print(count, round(longest * 1000))
 
 
-if sys.argv[1] == "serve":
-    serve(int(sys.argv[2]))
-else:
-    talk(sys.argv[2], int(sys.argv[3]))
+def reflect(address, port):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.bind((address, port))
+        while True:
+            datagram, client = server.recvfrom(2048)
+            server.sendto(datagram, client)
+
+
+def tick(address, port):
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    count, last, silences = 0, None, []
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.connect((address, port))
+        client.settimeout(0.002)
+        while not ended:
+            began = time.monotonic()
+            try:
+                client.send(b"tick")
+                client.recv(2048)
+                heard = time.monotonic()
+                count += 1
+                if last is not None and heard - last >= 0.02:
+                    silences.append(round((heard - last) * 1000))
+                last = heard
+            except (TimeoutError, ConnectionRefusedError):
+                pass
+            time.sleep(max(0, began + 0.002 - time.monotonic()))
+    print(count, *silences)
+
+
+commands = {"serve": serve, "talk": talk, "reflect": reflect, "tick": tick}
+commands[sys.argv[1]](*sys.argv[2:-1], int(sys.argv[-1]))

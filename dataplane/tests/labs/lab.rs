@@ -64,6 +64,11 @@ impl Lab {
         self.place("under")
     }
 
+    /// Somebody outside, on the nodes' subnet (`--outside`).
+    pub fn outside(&self) -> Place {
+        self.place("outside")
+    }
+
     fn place(&self, name: &str) -> Place {
         Place { namespace: format!("{}-{name}", self.name) }
     }
@@ -283,6 +288,16 @@ pub fn v4(i: u8, j: u8) -> String {
 /// The IPv6 address of pod `j` on node `i`.
 pub fn v6(i: u8, j: u8) -> String {
     format!("fd10:244:{i:x}::{j:x}")
+}
+
+/// The underlay's IPv4 address of node `i`, where all nodes are in one subnet; 250 is whoever is outside.
+pub fn under4(i: u8) -> String {
+    format!("192.168.51.{i}")
+}
+
+/// The underlay's IPv6 address of node `i`, where all nodes are in one subnet.
+pub fn under6(i: u8) -> String {
+    format!("fd50:1::{i:x}")
 }
 
 /// The `j` of the node itself.

@@ -4,7 +4,7 @@ use crate::lab::{Lab, number, text, v4, v6, wait_until};
 use crate::traffic::{echo_script, fetch, no_ping, ping};
 
 /// Adds objects to node `i`'s, or replaces those of their names; answers when they are live.
-fn apply(lab: &Lab, i: u8, objects: &str) {
+pub fn apply(lab: &Lab, i: u8, objects: &str) {
     let file = lab.file(&format!("apply{i}.toml"));
     std::fs::write(&file, objects).expect("the lab's own folder");
     lab.ask(i, &format!("apply -f {}", file.display()));

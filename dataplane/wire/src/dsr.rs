@@ -76,6 +76,14 @@ impl ServedAs {
         Some(ServedAs { address, port: be16(head, 0) })
     }
 
+    /// The option that stands for one of this IP version in a template: every packet gets its own address and port
+    /// ([`crate::encap::EncapTemplate::stamp_served_as`]).
+    #[must_use]
+    pub fn blank(is_ipv4: bool) -> GeneveOption {
+        let address = if is_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        ServedAs { address, port: 0 }.to_option()
+    }
+
     /// Bytes of the option, its header included.
     #[must_use]
     pub const fn option_len(&self) -> usize {

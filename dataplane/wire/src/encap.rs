@@ -12,7 +12,8 @@
 
 use crate::bytes::{put, put16};
 use crate::checksum::{self, Sum};
-use crate::geneve::{self, GeneveOption, OptionsTooLong};
+use crate::dsr::ServedAs;
+use crate::geneve::{self, GeneveOption, OPTION_HEADER_LEN, OptionsTooLong};
 use crate::{MacAddr, Vni, ecn, ethernet, ipv4, ipv6, proto, udp, vxlan};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -249,6 +250,29 @@ impl EncapTemplate {
         if self.udp_checksum {
             self.stamp_udp_checksum(head, inner_l3, stamp);
         }
+    }
+
+    /// Writes an address and port into the [`ServedAs`] option of a header that [`EncapTemplate::write`] has just written;
+    /// false, and nothing done, unless the template ends with [`ServedAs::blank`] of the address's family.
+    pub fn stamp_served_as(&self, head: &mut [u8], served_as: &ServedAs) -> bool {
+        let option = served_as.emit();
+        let option = &option[..served_as.option_len()];
+        let end = self.len() - ethernet::HEADER_LEN;
+        let (kind, data) = option.split_at(OPTION_HEADER_LEN);
+        let at = end - data.len();
+        if head.len() != self.len() || self.bytes[at - OPTION_HEADER_LEN..at] != *kind {
+            return false;
+        }
+        head[at..end].copy_from_slice(data);
+        if self.udp_checksum {
+            // The template's own address and port are zero, and stand at an even offset.
+            let l4 = if self.is_ipv4 { V4_L4 } else { V6_L4 };
+            let field = &mut head[l4 + udp::CHECKSUM_AT..][..2];
+            let old = !u16::from_be_bytes([field[0], field[1]]);
+            let sum = checksum::sum(data).add16(old).finish();
+            field.copy_from_slice(&udp::checksum_or_ones(sum).to_be_bytes());
+        }
+        true
     }
 
     #[inline(always)]

@@ -270,6 +270,7 @@ fn answer(bytes: &[u8]) {
     check(reply::arp(bytes, &parsed, mac, &mut out), &out);
     check(reply::advertisement(bytes, &parsed, mac, true, &mut out), &out);
     check(reply::echo(bytes, &parsed, &mut out), &out);
+    check(reply::reset(bytes, &parsed, &mut out), &out);
     let problems =
         [Problem::HopsExceeded, Problem::TooBig { mtu: 1400 }, Problem::Unreachable(Unreachable::Network)];
     for problem in problems {

@@ -8,10 +8,12 @@
 mod echo;
 mod error;
 mod neighbour;
+mod reset;
 
 pub use echo::echo;
 pub use error::{Problem, Unreachable, error};
 pub use neighbour::{advertisement, arp};
+pub use reset::reset;
 
 use crate::parse::Parsed;
 use crate::{MacAddr, ethernet};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the leave for tests does not reach the functions beside them")]
 
+use penstock_wire::dsr::ServedAs;
 use penstock_wire::encap::{DscpMode, ENTROPY_PORTS, EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::geneve::{self, GeneveOption};
 use penstock_wire::{MacAddr, Vni, decap, ecn, parse, vxlan};
@@ -301,5 +302,36 @@ fn entropy_reaches_every_source_port_alike() {
     }
     for (port, count) in seen.into_iter().enumerate() {
         assert_eq!(count, usize::from(ENTROPY_PORTS.contains(&(port as u16))), "port {port}");
+    }
+}
+
+#[test]
+fn a_blank_that_is_stamped_is_as_if_made_for_the_service() {
+    let services = [
+        ServedAs { address: "192.0.2.80".parse().unwrap(), port: 443 },
+        ServedAs { address: "2001:db8::80".parse().unwrap(), port: 0xfffe },
+    ];
+    let other = GeneveOption { class: 0x0102, kind: 1, data: vec![1, 2, 3, 4] };
+    let packet: Vec<u8> = (0..101).collect();
+    let other = vec![other];
+    for (path, options) in [(V4, vec![]), (V4, other.clone()), (V6, other)] {
+        for udp_checksum in [false, true] {
+            let path = OuterPath { udp_checksum, ..plain_path(path) };
+            for served_as in services {
+                let with = |last| [&options[..], &[last]].concat();
+                let blank = ServedAs::blank(served_as.address.is_ipv4());
+                let template = EncapTemplate::geneve(&path, Vni::MAX, &with(blank)).unwrap();
+                let made = EncapTemplate::geneve(&path, Vni::MAX, &with(served_as.to_option())).unwrap();
+                let [mut head, mut expected] = [vec![0; template.len()], vec![0; made.len()]];
+                template.write(&mut head, &packet, 101, 0, 0x0800, 77);
+                made.write(&mut expected, &packet, 101, 0, 0x0800, 77);
+                assert!(template.stamp_served_as(&mut head, &served_as));
+                assert_eq!(head, expected);
+            }
+            let plain = EncapTemplate::geneve(&path, Vni::MAX, &options).unwrap();
+            let mut head = vec![0; plain.len()];
+            assert!(!plain.stamp_served_as(&mut head, &services[0]), "it has no room");
+            assert!(head.iter().all(|byte| *byte == 0));
+        }
     }
 }

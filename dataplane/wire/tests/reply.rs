@@ -14,6 +14,7 @@ use penstock_wire::ipv6::{self, Ipv6};
 use penstock_wire::ndp::{self, Neighbour};
 use penstock_wire::parse::{Net, parse, parse_quoted};
 use penstock_wire::reply::{self, Problem, Unreachable};
+use penstock_wire::tcp::{self, Tcp};
 use penstock_wire::{MacAddr, checksum, proto};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -240,6 +241,76 @@ fn errors_name_the_problem_and_quote_the_packet() {
     }
 }
 
+/// A TCP frame with these flags, acknowledgement number 7777, and a payload; etherparse gives sequence number 1.
+fn tcp_frame(network: Network, flags: u8, payload: usize) -> Vec<u8> {
+    let mut frame = frame(network, Transport::Tcp(1000, 80), payload);
+    let l4 = usize::from(parse(&frame).unwrap().l4);
+    frame[l4 + 8..l4 + 12].copy_from_slice(&7777u32.to_be_bytes());
+    frame[l4 + tcp::FLAGS_AT] = flags;
+    frame
+}
+
+fn reset(frame: &[u8]) -> Option<Vec<u8>> {
+    answer(|out| reply::reset(frame, &parse(frame).unwrap(), out))
+}
+
+#[test]
+fn a_reset_acknowledges_what_it_refuses_or_takes_the_number_that_was_expected() {
+    use tcp::{ACK, FIN, PSH, RST, SYN};
+    let table = [
+        (SYN, 0, (0, 2, RST | ACK)),
+        (SYN | FIN, 10, (0, 13, RST | ACK)),
+        (PSH, 10, (0, 11, RST | ACK)),
+        (ACK, 0, (7777, 0, RST)),
+        (SYN | ACK, 0, (7777, 0, RST)),
+        (FIN | ACK | PSH, 500, (7777, 0, RST)),
+    ];
+    for (flags, payload, expected) in table {
+        for network in [v4(), v6()] {
+            let reply = reset(&tcp_frame(network, flags, payload)).unwrap();
+            let link = Ethernet::new_checked(&reply).unwrap();
+            assert_eq!((link.dst(), link.src()), (MacAddr(SENDER), MacAddr(GATEWAY)));
+            let parsed = parse(&reply).unwrap();
+            let bytes = &reply[parsed.l4.into()..parsed.end.into()];
+            let pseudo = match parsed.net {
+                Net::V4(flow) => {
+                    assert_eq!((flow.src, flow.dst, flow.ttl), (FAR_V4.into(), POD_V4.into(), 64));
+                    checksum::pseudo_v4(flow.src, flow.dst, proto::TCP, bytes.len() as u16)
+                }
+                Net::V6(flow) => {
+                    assert_eq!((flow.src, flow.dst, flow.hop_limit), (FAR_V6, POD_V6, 64));
+                    checksum::pseudo_v6(flow.src, flow.dst, proto::TCP, bytes.len() as u32)
+                }
+                _ => panic!("no IP packet"),
+            };
+            assert!(pseudo.add_bytes(bytes).is_valid());
+            let view = Tcp::new_checked(bytes).unwrap();
+            assert_eq!((view.src_port(), view.dst_port(), view.payload().len()), (80, 1000, 0));
+            assert_eq!((view.sequence(), view.acknowledgement(), view.flags()), expected, "to {flags:#x}");
+        }
+    }
+}
+
+#[test]
+fn resets_other_protocols_and_groups_are_not_reset() {
+    for network in [v4(), v6()] {
+        assert_eq!(reset(&tcp_frame(network.clone(), tcp::RST, 0)), None);
+        assert_eq!(reset(&tcp_frame(network.clone(), tcp::RST | tcp::ACK, 0)), None);
+        assert_eq!(reset(&frame(network.clone(), Transport::Udp(1, 2), 30)), None);
+        let mut broadcast = tcp_frame(network, tcp::SYN, 0);
+        broadcast[..6].fill(0xff);
+        assert_eq!(reset(&broadcast), None);
+    }
+    assert_eq!(reset(&tcp_frame(Network::V4(POD_V4, [224, 0, 0, 1]), tcp::SYN, 0)), None);
+    assert_eq!(reset(&tcp_frame(Network::V4([0; 4], FAR_V4), tcp::SYN, 0)), None);
+    let mut fragment = tcp_frame(v4(), tcp::SYN, 12);
+    fragment[20] = 0x20;
+    fragment[24..26].fill(0);
+    let sum = checksum::sum(&fragment[14..34]).finish();
+    fragment[24..26].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(reset(&fragment), None);
+}
+
 #[test]
 fn quotations_stop_at_the_limits_of_the_rfcs() {
     let reply = error(&frame(v4(), Transport::Udp(1, 2), 1400), Problem::HopsExceeded).unwrap();
@@ -320,11 +391,12 @@ proptest! {
         let Ok(parsed) = parse(&frame) else { return Ok(()) };
         let mut out = vec![0; room];
         let from = if matches!(parsed.net, Net::V4(_)) { IpAddr::V4(ROUTER_V4) } else { IpAddr::V6(ROUTER_V6) };
-        let writers: [Writer<'_>; 4] = [
+        let writers: [Writer<'_>; 5] = [
             &|out| reply::arp(&frame, &parsed, MAC, out),
             &|out| reply::advertisement(&frame, &parsed, MAC, false, out),
             &|out| reply::echo(&frame, &parsed, out),
             &|out| reply::error(&frame, &parsed, Problem::HopsExceeded, from, out),
+            &|out| reply::reset(&frame, &parsed, out),
         ];
         for (which, write) in writers.iter().enumerate() {
             let Some(len) = write(&mut out) else { continue };
@@ -334,6 +406,7 @@ proptest! {
             prop_assert_eq!(reply::arp(answer, &again, MAC, &mut behind), None);
             prop_assert_eq!(reply::advertisement(answer, &again, MAC, false, &mut behind), None);
             prop_assert_eq!(reply::echo(answer, &again, &mut behind), None);
+            prop_assert_eq!(reply::reset(answer, &again, &mut behind), None);
             if which == 3 {
                 prop_assert_eq!(reply::error(answer, &again, Problem::HopsExceeded, from, &mut behind), None);
             }

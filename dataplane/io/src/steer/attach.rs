@@ -1,20 +1,44 @@
 //! Attaching by netlink: a program that is attached so stays when its loader dies, unlike one held by a bpf link. A pod's
-//! interface stays closed then, and an uplink passes everything to the kernel.
+//! interface stays closed then, and an uplink closed to what the kernel must not answer for.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
-use libbpf_rs::{MapCore, MapHandle, ProgramHandle, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramHandle, libbpf_sys};
 
 use crate::netdev::{AttachedProgram, Netdev};
 use crate::steer::error::SteerError;
 use crate::steer::program::{MARKER, NAME, Program};
+use crate::steer::rules::{Entries, Table};
 
 /// Our own program of an earlier run, found on an interface.
 pub(crate) struct Leftover {
     handle: ProgramHandle,
+    maps: Vec<MapHandle>,
     pub(crate) native: bool,
+}
+
+impl Leftover {
+    /// The rules of that run, as far as `program` has maps of the same shape for them.
+    pub(crate) fn entries(&self, program: &Program) -> Entries {
+        let mut entries = Entries::new();
+        for table in Table::ALL {
+            let same = |map: &&MapHandle| {
+                let ours = program.table(table);
+                map.name() == table.name()
+                    && (map.key_size(), map.value_size()) == (ours.key_size(), ours.value_size())
+            };
+            let Some(map) = self.maps.iter().find(same) else { continue };
+            // An entry that goes meanwhile, or cannot be read, is no rule.
+            let values = map.keys().filter_map(|key| {
+                let value = map.lookup(&key, MapFlags::ANY).ok().flatten()?;
+                Some(((table, key), value))
+            });
+            entries.extend(values);
+        }
+        entries
+    }
 }
 
 /// Finds out whose program is on the interface: nobody's, ours, or an error.
@@ -23,18 +47,21 @@ pub(crate) fn leftover(netdev: &Netdev) -> Result<Option<Leftover>, SteerError> 
     let Some(AttachedProgram { id, native }) = Netdev::named(&netdev.name)?.program else { return Ok(None) };
     let handle = ProgramHandle::from_prog_id(id)
         .map_err(|source| SteerError::Load { interface: interface(), source })?;
-    if handle.name() == NAME && has_marker(id) {
-        return Ok(Some(Leftover { handle, native }));
+    let maps = maps_of(id);
+    // Whichever version loaded it.
+    if handle.name() == NAME && maps.iter().any(|map| map.name() == MARKER) {
+        return Ok(Some(Leftover { handle, maps, native }));
     }
     let name = handle.name().to_string_lossy().into_owned();
     Err(SteerError::Foreign { interface: interface(), id, name, native })
 }
 
-/// Whether the program uses a map with the name of our marker.
-fn has_marker(id: u32) -> bool {
+/// The maps that a program uses.
+fn maps_of(id: u32) -> Vec<MapHandle> {
     let options = ProgInfoQueryOptions::default().include_map_ids(true);
-    let Some(info) = ProgInfoIter::with_query_opts(options).find(|info| info.id == id) else { return false };
-    info.map_ids.iter().any(|&map| MapHandle::from_map_id(map).is_ok_and(|map| map.name() == MARKER))
+    let info = ProgInfoIter::with_query_opts(options).find(|info| info.id == id);
+    let ids = info.map(|info| info.map_ids).unwrap_or_default();
+    ids.into_iter().filter_map(|map| MapHandle::from_map_id(map).ok()).collect()
 }
 
 /// Attaches `program`, in the place of `old` if that is there in the same mode, otherwise only if nothing is there.

@@ -86,6 +86,12 @@ pub(crate) type Entries = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 const PRESENT: [u8; 1] = [1];
 
 impl SteerRules {
+    /// Whether there are ports of the node's own addresses that the kernel would answer for if nobody took them.
+    #[must_use]
+    pub fn have_ports(&self) -> bool {
+        !self.node_ports.is_empty() || !self.snat_ranges.is_empty()
+    }
+
     /// The map entries that these rules come to.
     ///
     /// # Errors

@@ -231,16 +231,83 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
     }
 }
 
-#[test]
-fn an_uplink_without_a_socket_passes_everything_to_the_kernel() {
-    let (program, _socket) = program(Role::Uplink, 0);
-    program.unbind(0).unwrap();
-    program.unbind(0).expect("unbinding twice is fine");
-    assert_eq!(run(&program, &ethernet(IPV4, &vxlan4())), Verdict::Kernel);
+/// A fragment of an IPv6 packet: offset in units of eight bytes, whether more follow, the packet's identification.
+fn fragment6(src: &str, dst: &str, next: u8, offset: u16, more: bool, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut body = vec![next, 0];
+    body.extend((offset << 3 | u16::from(more)).to_be_bytes());
+    body.extend(id.to_be_bytes());
+    body.extend(payload);
+    ipv6(src, dst, 44, &body)
 }
 
 #[test]
-fn an_uplink_whose_socket_closed_passes_everything_to_the_kernel() {
+fn later_fragments_go_where_the_first_went() {
+    let (program, _socket) = program(Role::Uplink, 0);
+    let go4 = |src: &str, protocol: u8, offset: u16, payload: &[u8]| {
+        let more = if offset == 0 { 0x2000 } else { 0 };
+        run(&program, &ethernet(IPV4, &ipv4_with(src, NODE, protocol, 0, offset | more, payload)))
+    };
+    use Verdict::{Kernel, Taken};
+    assert_eq!(go4(OTHER, UDP, 185, &[0; 8]), Kernel, "nobody has seen its first fragment");
+    assert_eq!(go4(OTHER, UDP, 0, &ports(80, 40000)), Taken, "to a translated connection");
+    assert_eq!(go4(OTHER, UDP, 185, &[0; 8]), Taken);
+    assert_eq!(go4(OTHER, TCP, 185, &[0; 8]), Kernel, "of another protocol");
+    assert_eq!(go4("192.0.2.98", UDP, 185, &[0; 8]), Kernel, "of another sender");
+    assert_eq!(go4(OTHER, TCP, 0, &ports(80, 30080)), Taken, "to a node port");
+    assert_eq!(go4(OTHER, TCP, 185, &[0; 8]), Taken);
+    assert_eq!(go4(OTHER, ICMP, 0, &icmp(8, 0, 40001, &[])), Kernel, "a ping of the node");
+    assert_eq!(go4(OTHER, ICMP, 185, &[0; 8]), Kernel);
+    assert_eq!(go4(OTHER, ICMP, 0, &icmp(0, 0, 40001, &[])), Taken, "the answer to a translated ping");
+    assert_eq!(go4(OTHER, ICMP, 185, &[0; 8]), Taken);
+
+    let go6 = |id: u32, offset: u16, more: bool, payload: &[u8]| {
+        run(&program, &ethernet(IPV6, &fragment6(OTHER6, NODE6, UDP, offset, more, id, payload)))
+    };
+    assert_eq!(go6(7, 185, false, &[0; 8]), Kernel);
+    assert_eq!(go6(7, 0, true, &ports(1, 30053)), Taken);
+    assert_eq!(go6(7, 185, false, &[0; 8]), Taken);
+    assert_eq!(go6(8, 185, false, &[0; 8]), Kernel, "of another packet");
+    assert_eq!(go6(9, 0, false, &ports(1, 30053)), Kernel, "no fragment but for its header");
+    assert_eq!(go6(9, 0, true, &ports(1, 30053)[..3]), Kernel, "ports cut short");
+}
+
+#[test]
+fn an_uplink_without_a_socket_is_closed_to_connections_alone() {
+    let (program, _socket) = program(Role::Uplink, 0);
+    program.unbind(0).unwrap();
+    program.unbind(0).expect("unbinding twice is fine");
+    let sent = ipv4(NODE, OTHER, TCP, &ports(40001, 443));
+    let tunnelled = ipv4(NODE, OTHER, UDP, &ports(50000, 4789));
+    let to = |dst, port| ipv4(OTHER, dst, TCP, &ports(443, port));
+    let table = [
+        ("a tunnel's packet", vxlan4(), Verdict::Kernel),
+        (
+            "frag needed about our tunnel",
+            ipv4(OTHER, NODE, ICMP, &icmp(3, 4, 0, &tunnelled)),
+            Verdict::Kernel,
+        ),
+        ("ssh", to(NODE, 22), Verdict::Kernel),
+        ("the answer to a translated packet", to(NODE, 40001), Verdict::Dropped),
+        ("a client of a node port", to(NODE, 30080), Verdict::Dropped),
+        ("a packet to a pod", to("10.244.3.4", 22), Verdict::Dropped),
+        (
+            "the answer to a translated ping",
+            ipv4(OTHER, NODE, ICMP, &icmp(0, 0, 40001, &[])),
+            Verdict::Dropped,
+        ),
+        (
+            "an error about a translated packet",
+            ipv4(OTHER, NODE, ICMP, &icmp(3, 3, 0, &sent)),
+            Verdict::Dropped,
+        ),
+    ];
+    for (what, packet, expected) in table {
+        assert_eq!(run(&program, &ethernet(IPV4, &packet)), expected, "{what}");
+    }
+}
+
+#[test]
+fn an_uplink_whose_socket_closed_is_one_without() {
     let (program, socket) = program(Role::Uplink, 0);
     assert_eq!(run(&program, &ethernet(IPV4, &vxlan4())), Verdict::Taken);
     drop(socket);

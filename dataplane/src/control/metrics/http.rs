@@ -1,29 +1,15 @@
-//! `/metrics` over HTTP: one request a connection, few connections at a time, none for long.
+//! `/metrics` over HTTP.
 
-use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener as BlockingListener};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
 use super::{Scrape, exposition};
 use crate::control::Service;
-
-/// Scrapers that are served at a time; more wait for their turn.
-const CONNECTIONS: usize = 8;
-/// How long a connection may last, a scraper that reads slowly included.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::control::http::{self, Answer};
 
 /// Why `/metrics` cannot be served.
 #[derive(Debug, Error)]
@@ -56,12 +42,7 @@ impl MetricsListener {
     /// # Errors
     /// [`MetricsError`], which names the address.
     pub fn bind(address: SocketAddr) -> Result<MetricsListener, MetricsError> {
-        let listen = || {
-            let listener = BlockingListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        };
-        let listener = listen().map_err(|source| MetricsError { address, source })?;
+        let listener = http::listen(address).map_err(|source| MetricsError { address, source })?;
         Ok(MetricsListener { listener, address })
     }
 
@@ -75,63 +56,20 @@ impl MetricsListener {
 impl Service {
     /// Answers scrapers, until its task is dropped.
     pub async fn serve_metrics(self, at: MetricsListener) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        // Nobody closes the semaphore.
-        while let Ok(seat) = Arc::clone(&room).acquire_owned().await {
-            match at.listener.accept().await {
-                Ok((stream, _)) => {
-                    let service = self.clone();
-                    tokio::spawn(async move {
-                        serve_one(service, stream).await;
-                        drop(seat);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!("{}: a connection was not accepted: {error}", at.address);
-                    // Out of descriptors, most likely: do not spin.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let answer = move |path: String| {
+            let service = self.clone();
+            async move { answer(&service, &path).await }
+        };
+        http::serve(at.listener, "metrics", answer).await;
     }
 }
 
-async fn serve_one(service: Service, stream: TcpStream) {
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(answer(&service, request.method(), request.uri().path()).await) }
-    });
-    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), answer);
-    match tokio::time::timeout(PATIENCE, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("metrics: a connection broke: {error}"),
-        Err(_) => tracing::debug!("metrics: a connection took longer than {PATIENCE:?}"),
-    }
-}
-
-async fn answer(service: &Service, method: &Method, path: &str) -> Response<Full<Bytes>> {
+async fn answer(service: &Service, path: &str) -> Answer {
     if path != "/metrics" {
-        return plain(StatusCode::NOT_FOUND, "there is nothing but /metrics here\n");
-    }
-    if method != Method::GET && method != Method::HEAD {
-        let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "metrics can only be read\n");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return refused;
+        return http::plain(StatusCode::NOT_FOUND, "there is nothing but /metrics here\n");
     }
     match service.look(Scrape::of).await {
-        Ok(scrape) => {
-            let mut found = Response::new(Full::new(Bytes::from(scrape.text())));
-            let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
-            found.headers_mut().insert(CONTENT_TYPE, kind);
-            found
-        }
-        Err(gone) => plain(StatusCode::SERVICE_UNAVAILABLE, gone.message()),
+        Ok(scrape) => http::of_kind(StatusCode::OK, exposition::CONTENT_TYPE, scrape.text()),
+        Err(gone) => http::plain(StatusCode::SERVICE_UNAVAILABLE, gone.message()),
     }
-}
-
-fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
 }

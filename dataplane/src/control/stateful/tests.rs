@@ -1,4 +1,3 @@
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -69,71 +68,72 @@ fn desired() -> Desired {
     desired
 }
 
-struct Counters;
-
-impl RuleCounters for Counters {
-    fn rule(&self, policy: &Name, rule: &Name) -> u64 {
-        u64::from((policy.as_str(), rule.as_str()) == ("a", "r")) * 17
-    }
-
-    fn tier_end(&self, tier: &Name) -> u64 {
-        u64::from(tier.as_str() == "first") * 3
-    }
+fn counts() -> RuleTotals {
+    RuleTotals::of(&[("a", "r", 17)], &[("first", 3, 5)])
 }
 
-impl ServiceCounters for Counters {
-    fn refused(&self, _: &Name, port: &Name) -> u64 {
-        u64::from(port.as_str() == "dns") * 2
-    }
-
-    fn backend(&self, _: &Name, _: &Name, (_, port): (IpAddr, u16)) -> (u64, u64) {
-        (u64::from(port), u64::from(port) * 2)
-    }
+/// Each backend has as many connections as its port's number.
+fn connected() -> Connected {
+    let key = |address: &str, backend, protocol, port| BackendKey {
+        service: "s".into(),
+        protocol,
+        port,
+        backend: (address.parse().unwrap(), backend),
+    };
+    let backends = [("10.1.0.1", 8080, 6, 80), ("10.1.0.3", 9090, 6, 80), ("10.1.0.3", 53, 17, 53)];
+    backends.map(|(address, it, protocol, port)| (key(address, it, protocol, port), u64::from(it))).into()
 }
 
 #[test]
 fn policies_are_listed_as_packets_meet_them() {
-    let all = policy_list(&desired(), &PolicyQuery::default(), &Counters);
-    let tiers: Vec<(&str, u64)> =
-        all.tiers.iter().map(|tier| (tier.name.as_str(), tier.default_hits)).collect();
-    assert_eq!(tiers, [("first", 3), ("last", 0)]);
+    let all = policy_list(&desired(), &PolicyQuery::default(), &counts());
+    let tiers: Vec<_> = all
+        .tiers
+        .iter()
+        .map(|tier| (tier.name.as_str(), tier.default_hits, tier.staged_default_hits))
+        .collect();
+    assert_eq!(tiers, [("first", 3, 5), ("last", 0, 0)]);
     let first: Vec<&str> = all.tiers[0].policies.iter().map(|policy| policy.name.as_str()).collect();
     assert_eq!(first, ["a", "b"]);
     let a = &all.tiers[0].policies[0];
     assert_eq!((a.subjects.as_slice(), a.selects_all), (&["web".to_owned()][..], false));
     let rule = &a.rules[0];
-    assert_eq!((rule.action.as_str(), rule.ports[0].as_str(), rule.hits), ("allow", "tcp 80", 17));
+    assert_eq!((rule.action.as_str(), rule.ports[0].as_str(), rule.hits), ("allow", "tcp 80", Some(17)));
     assert!(all.tiers[0].policies[1].selects_all);
 }
 
 #[test]
 fn who_asks_for_some_policies_gets_no_others() {
-    let staged = policy_list(&desired(), &PolicyQuery { staged: true, ..Default::default() }, &Counters);
+    let staged = policy_list(&desired(), &PolicyQuery { staged: true, ..Default::default() }, &counts());
     assert_eq!((staged.tiers.len(), staged.tiers[0].policies.len()), (1, 1));
     let last =
-        policy_list(&desired(), &PolicyQuery { tier: Some(name("last")), ..Default::default() }, &Counters);
+        policy_list(&desired(), &PolicyQuery { tier: Some(name("last")), ..Default::default() }, &counts());
     assert_eq!((last.tiers.len(), last.tiers[0].policies.len()), (1, 0));
     let none =
-        policy_list(&desired(), &PolicyQuery { network: Some(name("x")), ..Default::default() }, &Counters);
+        policy_list(&desired(), &PolicyQuery { network: Some(name("x")), ..Default::default() }, &counts());
     assert!(none.tiers.is_empty());
 }
 
 #[test]
 fn a_services_port_has_the_backends_of_every_slice_that_serves_it() {
-    let list = service_list(&desired(), &ServiceQuery::default(), &Counters);
+    let list = service_list(&desired(), &ServiceQuery::default(), &connected());
     let [http, dns] = list.services[0].ports.as_slice() else { panic!("two ports") };
-    let said: Vec<(&str, u32, &str, u64)> =
-        http.backends.iter().map(|it| (it.address.as_str(), it.port, it.state.as_str(), it.chosen)).collect();
+    let said: Vec<(&str, u32, &str, u64)> = http
+        .backends
+        .iter()
+        .map(|it| (it.address.as_str(), it.port, it.state.as_str(), it.connections))
+        .collect();
     assert_eq!(
         said,
         [
-            ("10.1.0.1", 8080, "terminating", 16160),
-            ("10.1.0.2", 8080, "ready", 16160),
-            ("10.1.0.3", 9090, "ready", 18180)
+            ("10.1.0.1", 8080, "terminating", 8080),
+            ("10.1.0.2", 8080, "ready", 0),
+            ("10.1.0.3", 9090, "ready", 9090)
         ]
     );
-    assert_eq!((dns.backends.len(), dns.protocol, dns.refused), (1, 17, 2));
-    let none = service_list(&desired(), &ServiceQuery { service: Some(name("x")), network: None }, &Counters);
+    assert_eq!((dns.backends.len(), dns.protocol, dns.backends[0].connections), (1, 17, 53));
+    let none =
+        service_list(&desired(), &ServiceQuery { service: Some(name("x")), network: None }, &connected());
     assert!(none.services.is_empty());
 }
 

@@ -111,9 +111,8 @@ impl Affinity {
         serves: impl Fn(BackendId) -> bool,
         fresh: impl FnOnce() -> BackendId,
     ) -> BackendId {
-        let hash = Hash::new(self.seed).address(client.address).word(client.service_port).finish();
-        let bucket = &self.buckets[(hash as u32) as usize & (self.buckets.len() - 1)];
-        let (tag, now) = (hash >> 49, now.0 >> STEP_BITS & TIME_MASK);
+        let (bucket, tag) = self.place(client);
+        let now = now.0 >> STEP_BITS & TIME_MASK;
         let (mut place, mut place_word, mut place_rank) = (&bucket.0[0], 0, 0);
         for word in &bucket.0 {
             let value = word.load(Ordering::Relaxed);
@@ -137,6 +136,28 @@ impl Affinity {
         let id = fresh();
         replace(place, place_word, Entry { tag, id, seen: now });
         id
+    }
+
+    /// The bucket and the tag of a client.
+    #[inline]
+    fn place(&self, client: Client) -> (&Bucket, u64) {
+        let hash = Hash::new(self.seed).address(client.address).word(client.service_port).finish();
+        (&self.buckets[(hash as u32) as usize & (self.buckets.len() - 1)], hash >> 49)
+    }
+
+    /// The backend that a client met within `timeout`, whether it still serves or not.
+    pub(super) fn remembered(&self, client: Client, timeout: Timeout, now: Ticks) -> Option<BackendId> {
+        let ((bucket, tag), now) = (self.place(client), now.0 >> STEP_BITS & TIME_MASK);
+        let mut entries = bucket.0.iter().filter_map(|word| Entry::of(word.load(Ordering::Relaxed)));
+        let found = entries.find(|it| it.tag == tag && it.age(now) <= u64::from(timeout.0));
+        found.map(|entry| entry.id)
+    }
+
+    /// A table of what is known of one client, for those who ask what would be: they change nothing here.
+    pub(super) fn excerpt(&self, client: Client) -> Affinity {
+        let (bucket, _) = self.place(client);
+        let copy = bucket.0.each_ref().map(|word| AtomicU64::new(word.load(Ordering::Relaxed)));
+        Affinity { buckets: Box::new([Bucket(copy)]), seed: self.seed }
     }
 
     /// Marks every backend that the table names: see [`super::Directory::reclaim`].

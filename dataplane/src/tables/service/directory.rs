@@ -1,6 +1,7 @@
 //! The services as they are wanted, on the control thread, and the tables made from them: a change rebuilds its service.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,6 +31,23 @@ pub struct Contested {
     pub holder: String,
     /// Who else claims it, by name.
     pub others: Vec<String>,
+}
+
+impl fmt::Display for Contested {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrontendKey { place, protocol, port } = self.frontend;
+        let protocol = format!("{protocol:?}").to_uppercase();
+        let at = match place {
+            Place::Address(_, address) => format!("{protocol} port {port} at {address}"),
+            Place::Node => format!("{protocol} node port {port}"),
+        };
+        let others = self.others.join(", ");
+        write!(
+            f,
+            "service {}: it has {at}, which is asked for by {others} too; give them others",
+            self.holder
+        )
+    }
 }
 
 /// A port that a load balancer asks whether this node serves a service.
@@ -144,6 +162,12 @@ impl Directory {
     /// The tables taken last were published as `epoch`.
     pub fn published(&mut self, epoch: Epoch) {
         self.ids.published(epoch);
+    }
+
+    /// Whether backends are gone whose numbers are not free yet.
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        self.ids.has_retired()
     }
 
     /// Takes back the numbers of backends that are gone and that nothing holds; returns how many.

@@ -111,6 +111,11 @@ impl Ids {
         self.retired.insert(identity, Retired { id, since: None });
     }
 
+    /// Whether numbers wait to be free.
+    pub(super) fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
+    }
+
     /// How many numbers can be given out yet.
     pub(super) fn left(&self) -> usize {
         self.free.len() + (BackendId::LIMIT - self.next) as usize

@@ -224,6 +224,16 @@ impl Services {
         }
     }
 
+    /// What [`Services::decide`] would answer, and whether the client's earlier connections choose the backend; for those
+    /// who only ask: the client is not remembered.
+    #[must_use]
+    pub fn foresee(&self, query: &Query, affinity: &Affinity, now: Ticks) -> (Answer, bool) {
+        match self.frontend(query) {
+            Some(frontend) => frontend.port.foresee(frontend.kind, query, affinity, now),
+            None => (self.decide(query, affinity, now), false),
+        }
+    }
+
     /// The service port that a connection asks, and by which kind of address.
     #[must_use]
     pub fn find(&self, query: &Query) -> Option<(&ServicePort, FrontendKind)> {
@@ -237,6 +247,23 @@ impl Services {
         found.or_else(|| {
             let is_ours = self.node_addresses.contains(&query.dst);
             is_ours.then(|| self.frontends.get(&at(Place::Node)))?
+        })
+    }
+
+    /// Whether a service at this address and port, of whichever node the address is, has this backend: whom another node
+    /// says that its clients asked.
+    #[must_use]
+    pub fn has_backend(
+        &self,
+        network: Vni,
+        asked: (IpAddr, u16),
+        protocol: Protocol,
+        backend: (IpAddr, u16),
+    ) -> bool {
+        let places = [Place::Address(network, asked.0), Place::Node];
+        places.into_iter().any(|place| {
+            let frontend = self.frontends.get(&FrontendKey { place, protocol, port: asked.1 });
+            frontend.is_some_and(|it| it.port.backends().iter().any(|it| (it.address, it.port) == backend))
         })
     }
 
@@ -254,6 +281,12 @@ impl Services {
     pub fn backend(&self, id: BackendId) -> Option<(&ServicePort, &Backend)> {
         let port = self.owners.get(id.number() as usize)?;
         Some((port, port.backend(id)?))
+    }
+
+    /// The addresses that node ports are served at.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
     }
 
     /// Where services can be reached, in no order.

@@ -206,6 +206,23 @@ impl ServicePort {
         Answer::Backend(self.answered_by(self.choose(at, query, affinity, now), kind, query))
     }
 
+    /// What [`ServicePort::decide`] would answer, and whether the client's earlier connections choose the backend. Nothing
+    /// is remembered of it.
+    pub(super) fn foresee(
+        &self,
+        kind: FrontendKind,
+        query: &Query,
+        affinity: &Affinity,
+        now: Ticks,
+    ) -> (Answer, bool) {
+        let client = Client { address: query.src, service_port: self.key };
+        let known = affinity.excerpt(client);
+        let before = self.rules.affinity.and_then(|timeout| known.remembered(client, timeout, now));
+        let answer = self.decide(kind, query, &known, now);
+        let is_met_again = matches!(answer, Answer::Backend(chosen) if Some(chosen.backend) == before);
+        (answer, is_met_again)
+    }
+
     /// Which policy holds. Who asks an outside address from inside the cluster may use every backend (kube-proxy does the
     /// same): a Local policy keeps the addresses of clients outside, and those inside keep theirs anyway.
     fn policy(&self, kind: FrontendKind, origin: Origin) -> TrafficPolicy {
@@ -233,9 +250,9 @@ impl ServicePort {
 
     #[inline]
     fn answered_by(&self, backend: &Backend, kind: FrontendKind, query: &Query) -> Chosen {
-        let is_inside = matches!(query.origin, Origin::Endpoint | Origin::Node);
-        let is_direct =
-            self.rules.is_direct && !backend.is_local && !is_inside && kind != FrontendKind::ClusterIp;
+        // Clients inside know this node by its tunnel, and would not believe another node's answers.
+        let is_outside = query.origin == Origin::Outside && kind != FrontendKind::ClusterIp;
+        let is_direct = self.rules.is_direct && !backend.is_local && is_outside;
         let source = if backend.address == query.src {
             SourceNat::Hairpin
         } else if backend.is_local || is_direct || query.origin == Origin::Endpoint {

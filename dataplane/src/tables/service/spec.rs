@@ -18,6 +18,16 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Its IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => proto::TCP,
+            Protocol::Udp => proto::UDP,
+            Protocol::Sctp => proto::SCTP,
+        }
+    }
+
     /// The protocol of an IP protocol number; `None` for one that services do not speak.
     #[inline]
     #[must_use]
