@@ -3,7 +3,7 @@
 use penstock_dataplane::testbed::Datagram;
 
 /// Source ports of a block of flows.
-pub const PORTS: u32 = 60_000;
+pub const PORTS: u32 = 20_000;
 /// The destination port of the first block of flows; each block has its own.
 pub const FIRST_PORT: u16 = 4000;
 

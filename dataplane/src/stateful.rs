@@ -135,13 +135,13 @@ impl Pipeline {
     }
 }
 
-/// Whether a packet of a known connection goes its way unheard: it begins and ends nothing, the connection heard of its flow
-/// within this period, and nobody else asks about it.
+/// Whether a packet of a known flow goes its way unheard: it meets no limit, begins and ends no connection, and the flow's
+/// own heard of it within this period.
 #[inline(always)]
 pub(crate) fn passes(hit: &Hit<'_, Key4>, key: &Key4, frame: &[u8], now: Coarse) -> bool {
     let protocol = key.protocol();
     let changes = |l4| changes_its_connection(frame, l4, protocol);
-    !hit.action().is_singular()
+    hit.action().is_quiet()
         && !hit.is_new_period(now)
         && transport_at(frame, true, protocol).is_some_and(|l4| !changes(l4))
 }

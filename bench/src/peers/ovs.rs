@@ -32,7 +32,7 @@ impl Work {
         let commit = match self {
             Work::Forward | Work::Vxlan => return vec![format!("priority=10,in_port=p0,ip,actions={send}")],
             Work::TrackedVxlan => "commit",
-            Work::SourceNat => "commit,nat(src=198.51.100.1-198.51.100.4:32768-65535)",
+            Work::SourceNat => "commit,nat(src=198.51.100.1:32768-65535)",
             Work::DestinationNat => "commit,nat(dst=10.1.1.2)",
         };
         // Known connections are translated by the first look-up already.
@@ -179,8 +179,7 @@ mod tests {
         let rules = Work::SourceNat.rules();
         assert!(rules[0].ends_with("actions=ct(table=1,nat)"), "{rules:?}");
         assert!(
-            rules[1]
-                .contains("+new,actions=ct(commit,nat(src=198.51.100.1-198.51.100.4:32768-65535)),dec_ttl"),
+            rules[1].contains("+new,actions=ct(commit,nat(src=198.51.100.1:32768-65535)),dec_ttl"),
             "{rules:?}"
         );
     }

@@ -450,8 +450,8 @@ impl Table {
 
     /// A free entry: the worker's own, another's, or one whose connection gives way.
     fn take_free(&self, worker: WorkerId, now: Seconds) -> Option<u32> {
-        let next = |index: u32| {
-            let link = self.link(index);
+        let next = |entry: u32| {
+            let link = self.link(entry);
             // It will be the next to be written.
             let after = link.checked_sub(1).and_then(|after| self.records.get(after as usize));
             if let Some(record) = after {

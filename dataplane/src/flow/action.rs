@@ -113,6 +113,13 @@ impl Action {
         self.flags & (TRACKED | REWRITE | METERED | SERVED) == 0
     }
 
+    /// Whether nobody but its connection need hear of a packet: no limits, and no service that answers elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.flags & (METERED | SERVED) == 0
+    }
+
     /// Whether the flow is one of a connection's.
     #[inline(always)]
     #[must_use]

@@ -107,7 +107,8 @@ impl<'a, W: Watch> Stages<'a, W> {
     /// Opens the connection of a packet that another node was `asked` for and has `sent` on.
     pub(super) fn admit(&mut self, asked: Tuple, sent: Tuple) -> Result<(), Reason> {
         let status = life::open(self.packet.life, &self.tracker.settings).map_err(invalid)?;
-        let verdict = self.judge(&self.ends(&asked, &sent), &asked, &sent, Occasion::Opening);
+        let ends = self.ends(&asked, &sent);
+        let verdict = self.judge(&ends, &asked, &sent, Occasion::Opening);
         if let Some(cause) = cause_of(verdict) {
             return Err(cause.into());
         }
@@ -226,13 +227,13 @@ impl<'a, W: Watch> Stages<'a, W> {
         if decided.epoch == epoch && !self.scene.is_trial() {
             return cause_of(decided.verdict);
         }
-        let (came, sent) = (connection.original, connection.leaves_as(Direction::Original));
-        let ends = self.ends(&came, &sent);
+        let sent = connection.leaves_as(Direction::Original);
+        let ends = self.ends(&connection.original, &sent);
         let changes = [ends.from, ends.to].into_iter().flatten().map(|endpoint| endpoint.judged_since);
-        if !self.scene.is_trial() && policies.still_holds(decided.epoch, changes) {
+        if policies.still_holds(decided.epoch, changes) && !self.scene.is_trial() {
             return cause_of(decided.verdict);
         }
-        let verdict = self.judge(&ends, &came, &sent, Occasion::Again);
+        let verdict = self.judge(&ends, &connection.original, &sent, Occasion::Again);
         if !self.scene.is_trial() {
             self.tracker.table.decide(connection.reference, Decision { epoch, verdict });
         }
@@ -465,7 +466,6 @@ impl<'a, W: Watch> Stages<'a, W> {
             Target::Endpoint(endpoint) => snapshot.endpoints.get(*endpoint as usize),
             _ => None,
         };
-        // Rules speak of the sender itself, whatever it leaves as.
         Ends { home, from: endpoint_at(came.src()), to: endpoint_at(sent.dst()) }
     }
 
@@ -473,6 +473,7 @@ impl<'a, W: Watch> Stages<'a, W> {
     fn judge(&mut self, ends: &Ends<'a>, came: &Tuple, sent: &Tuple, occasion: Occasion) -> u16 {
         let snapshot = self.snapshot();
         let Ends { home, from, to } = *ends;
+        // Rules speak of the sender itself, whatever it leaves as.
         let src = came.src();
         let packet = sent.with_source(src, came.sport()).unwrap_or(*sent);
         let Some(peers) = snapshot.policies.peers(&home.name) else { return ruling::ALLOWED };

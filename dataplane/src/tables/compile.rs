@@ -261,8 +261,8 @@ impl<'a> Compiler<'a> {
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
                 meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
                 counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
-                subject,
                 judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
+                subject,
             }));
         }
     }

@@ -303,10 +303,10 @@ pub struct Endpoint {
     pub meter: Option<Arc<Meter>>,
     /// What policies say of it; nothing if none selects it.
     pub subject: Option<Arc<penstock_policy::Subject>>,
-    /// How often its rules decided; there if the subject is.
-    pub counts: Option<Arc<SubjectCounts>>,
     /// The last change of policies that was about it, see [`Policies::since`].
     pub judged_since: u32,
+    /// How often its rules decided; there if the subject is.
+    pub counts: Option<Arc<SubjectCounts>>,
 }
 
 /// Another node.
