@@ -318,7 +318,7 @@ fn every_fault_of_a_request_is_named_with_its_object_key_and_mend() {
 
 #[test]
 fn a_network_without_gateways_has_the_usual_ones() {
-    let message = proto::Network { name: "n".to_owned(), ..Default::default() };
+    let message = proto::Network { name: "n".to_owned(), vni: 1, ..Default::default() };
     let message = proto::Object { object: Some(proto::object::Object::Network(message)) };
     let objects = objects_from_proto(vec![message]).unwrap();
     let [Object::Network(network)] = objects.as_slice() else { panic!("one network, not {objects:?}") };
