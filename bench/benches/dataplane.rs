@@ -13,9 +13,8 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, criterion_
 use penstock_bench::cycles::{Cycles, measure};
 use penstock_bench::scenario::{self, Path, PortToPort, Running};
 use penstock_bench::traffic::shuffled;
-use penstock_dataplane::flow::{Action, Cache, Coarse, DeviceId, Found, Key4, Seed, ZoneId};
+use penstock_dataplane::flow::{Action, Cache, Coarse, DeviceId, Found, Key4, LinkId, Seed, ZoneId};
 use penstock_dataplane::snapshot::Epoch;
-use penstock_dataplane::testbed::POD_A_MAC;
 use penstock_io::BURST;
 use penstock_wire::decap::{self, TunnelKind};
 use penstock_wire::encap::{EncapTemplate, OuterAddresses, OuterPath};
@@ -116,7 +115,7 @@ fn look_ups(group: &mut BenchmarkGroup<'_, Cycles>, flows: u32) {
     let frames = scenario::frames(Path::Forward, flows);
     let keys: Vec<Key4> = shuffled(flows).iter().filter_map(|&flow| key_of(&frames[flow as usize])).collect();
     let mut cache = Cache::with_capacity(2 * keys.len(), Seed::random()).expect("memory for the cache");
-    let action = Action::forward(DeviceId(1), POD_A_MAC, POD_A_MAC, 1500);
+    let action = Action::forward(DeviceId(1), LinkId(0), 1500);
     for key in &keys {
         cache.install(key, action, Epoch(1), Coarse(0));
     }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use penstock_bench::stateful::{Work, churning};
 use penstock_bench::windows::costs;
 use penstock_dataplane::conntrack::{ConnectionRef, Direction, HashSeed, Memory, Plan, Seconds, Table};
-use penstock_dataplane::flow::{Action, Cache, Coarse, DeviceId, Key4, Remembered, Seed, Tracked, ZoneId};
+use penstock_dataplane::flow::{
+    Action, Cache, Coarse, DeviceId, Key4, LinkId, Remembered, Seed, Tracked, ZoneId,
+};
 use penstock_dataplane::snapshot::Epoch;
 use penstock_io::{BURST, Ticks};
 use penstock_wire::parse::{Net, parse};
@@ -133,7 +135,7 @@ fn memory() {
     drop(frames);
     let spent_on_keys = resident() - start - table.bytes() as f64;
     let mut cache = Cache::with_capacity(keys.len(), Seed::random()).expect("memory for the cache");
-    let action = Action::forward(DeviceId(1), Default::default(), Default::default(), 1500);
+    let action = Action::forward(DeviceId(1), LinkId(0), 1500);
     let fill = |cache: &mut Cache<Key4>, tracked, translated: bool| {
         keys.iter()
             .filter_map(|(key, rewrite)| {

@@ -42,7 +42,7 @@ pub(crate) fn run(
         };
         hit.count(lane.len.into(), coarse);
         if hit.action().rewrites()
-            && let Err(cause) = stateful::translate(hit.action(), hit.rewrite(), lane.len, frame)
+            && let Err(cause) = stateful::translate(hit.action(), &hit.rewrite(), lane.len, frame)
         {
             return (done, Some(Stop::Drop(cause)));
         }
@@ -85,15 +85,16 @@ pub(crate) fn rewrite(
     }
     match action.verb() {
         Verb::Forward => {
+            let link = snapshot.links.get(usize::from(action.link().0)).ok_or(Cause::PortGone)?;
             let bytes = frame.bytes_mut();
             take_hop(bytes, leaving.is_ipv4);
             if let Some(stations) = bytes.first_chunk_mut() {
-                *stations = action.macs;
+                *stations = link.stations;
             }
         }
         Verb::Encapsulate => {
             take_hop(frame.bytes_mut(), leaving.is_ipv4);
-            let template = snapshot.templates.get(usize::from(action.template));
+            let template = snapshot.templates.get(usize::from(action.template().0));
             let header = &template.ok_or(Cause::PeerUnresolved)?.header;
             frame.grow_front(header.len() - L3).map_err(|_| Cause::NoHeadroom)?;
             let split = frame.bytes_mut().split_at_mut_checked(header.len());

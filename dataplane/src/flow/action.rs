@@ -1,7 +1,5 @@
 //! What is done with every packet of a known flow: all of it worked out once, by the slow path.
 
-use penstock_wire::MacAddr;
-
 use crate::conntrack::{ConnectionRef, Direction};
 
 /// A device of the node: an uplink, an endpoint's attachment, the host port. Its queues are ports of the workers.
@@ -11,6 +9,10 @@ pub struct DeviceId(pub u16);
 /// A tunnel template in the snapshot's list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TemplateId(pub u16);
+
+/// The two stations of a link, in the snapshot's list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LinkId(pub u16);
 
 /// What a flow's packets get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,36 +35,33 @@ const REWRITE: u8 = 4;
 const METERED: u8 = 8;
 /// The tunnel header says what the packet's sender asked for: the receiver's node answers in its name.
 const SERVED: u8 = 16;
+/// The packet gets other addresses or ports at both ends, which do not fit beside the action.
+const APART: u8 = 32;
 
-/// The compiled action of a flow: 24 bytes, so that key, counters and action share a cache line.
+/// The compiled action of a flow: 8 bytes, so that all that most packets of a flow need is in one cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub struct Action {
-    /// Destination and source MAC address, as they stand in the frame; unused when encapsulating.
-    pub(crate) macs: [u8; 12],
-    pub(crate) out: u16,
-    pub(crate) template: u16,
+    out: u16,
+    /// A [`TemplateId`] when encapsulating, a [`LinkId`] else.
+    via: u16,
     /// The longest IP packet that may take this way.
-    pub(crate) max_len: u16,
+    max_len: u16,
     verb: u8,
     flags: u8,
-    reserved: u32,
 }
 
 impl Action {
-    /// Out of `device` with these addresses.
+    /// Out of `device` between the stations of `link`.
     #[must_use]
-    pub fn forward(device: DeviceId, dst: MacAddr, src: MacAddr, max_len: u16) -> Action {
-        let mut macs = [0; 12];
-        macs[..6].copy_from_slice(&dst.0);
-        macs[6..].copy_from_slice(&src.0);
-        Action { macs, out: device.0, max_len, verb: FORWARD, ..Action::default() }
+    pub fn forward(device: DeviceId, link: LinkId, max_len: u16) -> Action {
+        Action { out: device.0, via: link.0, max_len, verb: FORWARD, ..Action::default() }
     }
 
     /// Out of `device` behind the header of `template`.
     #[must_use]
     pub fn encapsulate(device: DeviceId, template: TemplateId, max_len: u16) -> Action {
-        Action { out: device.0, template: template.0, max_len, verb: ENCAPSULATE, ..Action::default() }
+        Action { out: device.0, via: template.0, max_len, verb: ENCAPSULATE, ..Action::default() }
     }
 
     /// The same, for packets whose transport checksum may be left to finish.
@@ -83,6 +82,12 @@ impl Action {
         self.flagged(REWRITE, is)
     }
 
+    /// The same, for packets whose rewrite is kept apart.
+    #[must_use]
+    pub(super) fn rewriting_apart(self, is: bool) -> Action {
+        self.flagged(APART, is)
+    }
+
     /// The same, for packets from or to an endpoint with limits.
     #[must_use]
     pub fn metering(self, is: bool) -> Action {
@@ -92,7 +97,7 @@ impl Action {
     /// The same behind the header of `template`, which has room for what the packet's sender asked for.
     #[must_use]
     pub fn serving(self, template: TemplateId, max_len: u16) -> Action {
-        Action { template: template.0, max_len, ..self.flagged(SERVED, true) }
+        Action { via: template.0, max_len, ..self.flagged(SERVED, true) }
     }
 
     /// Whether the tunnel header says what the packet's sender asked for.
@@ -134,6 +139,12 @@ impl Action {
         self.flags & REWRITE != 0
     }
 
+    /// Whether the rewrite is kept apart.
+    #[inline(always)]
+    pub(super) fn rewrites_apart(&self) -> bool {
+        self.flags & APART != 0
+    }
+
     /// Whether packets are from or to an endpoint with limits.
     #[inline(always)]
     #[must_use]
@@ -159,7 +170,14 @@ impl Action {
     #[inline(always)]
     #[must_use]
     pub fn template(&self) -> TemplateId {
-        TemplateId(self.template)
+        TemplateId(self.via)
+    }
+
+    /// The link, when not encapsulating.
+    #[inline(always)]
+    #[must_use]
+    pub fn link(&self) -> LinkId {
+        LinkId(self.via)
     }
 
     /// Whether transport checksums may be left to finish.

@@ -1,8 +1,8 @@
 //! The flow cache: one per worker and address family, of fixed size, without locks.
 //!
 //! ```text
-//!  hash -> bucket: [16 one-byte tags]  -> slot: | key | counters | epoch, seen | action |   one line (IPv4), two (IPv6)
-//!          one load, one comparison          compared in full
+//!  hash -> bucket: [16 one-byte tags]  -> slot: | key | counters | epoch, seen | action | connection | rewrite |
+//!          one load, one comparison          compared in full; one line (IPv4), two (IPv6)
 //! ```
 //!
 //! A look-up comes in three stages, so that a burst's memory accesses overlap: [`Cache::touch`] prefetches the tags,
@@ -58,7 +58,7 @@ impl Coarse {
 /// A known flow: its key and everything that a packet of it needs, in one cache line (two for IPv6).
 #[derive(Clone, Copy, zerocopy::FromZeros)]
 #[repr(C, align(64))]
-struct Slot<K> {
+struct Slot<K: Key> {
     key: K,
     packets: u64,
     /// Bytes in the low 40 bits would do for hours only, so they have a word of their own.
@@ -66,13 +66,23 @@ struct Slot<K> {
     epoch: u32,
     seen: u32,
     action: Action,
+    /// Of use only if the action says that there is a connection.
+    tracked: u64,
+    /// Other addresses and ports; of use only if the action says that there are some, and not apart.
+    near: K::Near,
 }
 
-impl<K> Slot<K> {
+impl<K: Key> Slot<K> {
     /// What a look-up says that found its key in this slot, the one of number `index`.
     #[inline(always)]
     fn found(&self, index: usize, epoch: Epoch) -> Found {
         if self.epoch == epoch.0 as u32 { Found::Current(index) } else { Found::Stale(index) }
+    }
+
+    /// The slot's other addresses and ports, its own number being `index`.
+    #[inline(always)]
+    fn rewrite(&self, apart: &Table<K::Rewrite>, index: usize) -> K::Rewrite {
+        if self.action.rewrites_apart() { apart[index] } else { self.key.unfold(&self.near) }
     }
 }
 
@@ -98,7 +108,7 @@ pub enum Found {
 /// A known flow that a packet belongs to.
 pub struct Hit<'a, K: Key> {
     slot: &'a mut Slot<K>,
-    rewrites: &'a Table<K::Rewrite>,
+    apart: &'a Table<K::Rewrite>,
     index: usize,
 }
 
@@ -128,8 +138,8 @@ impl<K: Key> Hit<'_, K> {
     /// The flow's other addresses and ports; of use only if its action says that it has some.
     #[inline(always)]
     #[must_use]
-    pub fn rewrite(&self) -> &K::Rewrite {
-        &self.rewrites[self.index]
+    pub fn rewrite(&self) -> K::Rewrite {
+        self.slot.rewrite(self.apart, self.index)
     }
 }
 
@@ -154,12 +164,8 @@ pub struct Row<K> {
 pub struct Cache<K: Key> {
     tags: Table<[u8; WAYS]>,
     slots: Table<Slot<K>>,
-    /// Each slot's connection. Apart from it, because a packet needs it but once a second or so.
-    tracked: Table<u64>,
-    /// Other addresses and ports, of the slots whose action says that there are some.
-    rewrites: Table<K::Rewrite>,
-    /// Whether any flow ever had some.
-    translates: bool,
+    /// Other addresses and ports of the few slots that have no room for them.
+    apart: Table<K::Rewrite>,
     mask: u32,
     seed: Seed,
     used: usize,
@@ -181,9 +187,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         Ok(Cache {
             tags: Table::zeroed(buckets)?,
             slots: Table::zeroed(buckets * WAYS)?,
-            tracked: Table::zeroed(buckets * WAYS)?,
-            rewrites: Table::zeroed(buckets * WAYS)?,
-            translates: false,
+            apart: Table::zeroed(buckets * WAYS)?,
             mask: buckets as u32 - 1,
             seed,
             used: 0,
@@ -234,9 +238,6 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         let matches = equal(&self.tags[bucket], tag_of(hash));
         let slot = bucket * WAYS + matches.trailing_zeros() as usize % WAYS;
         prefetch(&self.slots, slot);
-        if self.translates {
-            prefetch(&self.rewrites, slot);
-        }
         if matches == 0 { Candidate::NONE } else { Candidate(slot as u32) }
     }
 
@@ -247,7 +248,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         let index = candidate.0 as usize;
         let slot = self.slots.get_mut(index)?;
         let is_hit = slot.key == *key && slot.epoch == epoch.0 as u32;
-        is_hit.then_some(Hit { slot, rewrites: &self.rewrites, index })
+        is_hit.then_some(Hit { slot, apart: &self.apart, index })
     }
 
     /// Third stage: finds the flow, or not.
@@ -309,14 +310,14 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     #[inline(always)]
     #[must_use]
     pub fn tracked(&self, index: usize) -> Tracked {
-        Tracked::from_bits(self.tracked[index])
+        Tracked::from_bits(self.slots[index].tracked)
     }
 
     /// The other addresses and ports of the flow in a slot; of use only if its action says that it has some.
     #[inline(always)]
     #[must_use]
-    pub fn rewrite(&self, index: usize) -> &K::Rewrite {
-        &self.rewrites[index]
+    pub fn rewrite(&self, index: usize) -> K::Rewrite {
+        self.slots[index].rewrite(&self.apart, index)
     }
 
     /// Whether the last packet of the flow in a slot came in another [`Coarse::period`] than `now`.
@@ -336,28 +337,29 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         now: Coarse,
     ) -> Option<usize> {
         let (flow, hash) = (flow.into(), self.hash(key));
-        let action = flow.action.tracking(flow.tracked != Tracked::NONE).rewriting(flow.rewrite.is_some());
+        let near = flow.rewrite.and_then(|rewrite| key.fold(&rewrite));
+        let action = flow
+            .action
+            .tracking(flow.tracked != Tracked::NONE)
+            .rewriting(flow.rewrite.is_some())
+            .rewriting_apart(flow.rewrite.is_some() && near.is_none());
         let index = match self.find(key, hash, self.candidate(hash), epoch) {
-            Found::Current(index) | Found::Stale(index) => {
-                let slot = &mut self.slots[index];
-                (slot.action, slot.epoch) = (action, epoch.0 as u32);
-                index
-            }
+            Found::Current(index) | Found::Stale(index) => index,
             Found::Absent => {
                 let index = self.place(hash, now)?;
                 self.tags[index / WAYS][index % WAYS] = tag_of(hash);
-                self.slots[index] =
-                    Slot { key: *key, packets: 0, bytes: 0, epoch: epoch.0 as u32, seen: now.0, action };
+                let slot = &mut self.slots[index];
+                (slot.key, slot.packets, slot.bytes, slot.seen) = (*key, 0, 0, now.0);
                 self.used += 1;
                 index
             }
         };
-        if action.is_tracked() {
-            self.tracked[index] = flow.tracked.to_bits();
-        }
-        if let Some(rewrite) = flow.rewrite {
-            self.rewrites[index] = rewrite;
-            self.translates = true;
+        let slot = &mut self.slots[index];
+        (slot.action, slot.tracked, slot.epoch) = (action, flow.tracked.to_bits(), epoch.0 as u32);
+        match (near, flow.rewrite) {
+            (Some(near), _) => slot.near = near,
+            (None, Some(rewrite)) => self.apart[index] = rewrite,
+            (None, None) => {}
         }
         Some(index)
     }
@@ -469,9 +471,8 @@ fn tag_of(hash: u64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::action::DeviceId;
+    use crate::flow::action::{DeviceId, LinkId};
     use crate::flow::key::{Key4, ZoneId};
-    use penstock_wire::MacAddr;
     use penstock_wire::parse::{Fragment, V4Flow};
     use std::collections::HashMap;
 
@@ -492,7 +493,7 @@ mod tests {
     }
 
     fn action(device: u16) -> Action {
-        Action::forward(DeviceId(device), MacAddr::ZERO, MacAddr::ZERO, 1500)
+        Action::forward(DeviceId(device), LinkId(0), 1500)
     }
 
     fn found(cache: &Cache<Key4>, number: u32, epoch: Epoch) -> Option<u16> {

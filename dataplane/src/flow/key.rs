@@ -1,7 +1,9 @@
 //! What tells one flow from another: where it came in, and its addresses, protocol and ports.
 
+use std::net::Ipv4Addr;
+
 use penstock_wire::parse::{Fragment, V4Flow, V6Flow};
-use penstock_wire::rewrite::{Rewrite4, Rewrite6};
+use penstock_wire::rewrite::{OneEnd4, Rewrite4, Rewrite6};
 
 /// Where packets come from, as flows tell them apart: one endpoint, the host, one peer in one network, or the underlay.
 ///
@@ -56,7 +58,16 @@ impl Seed {
 /// A key of the flow cache.
 pub trait Key: Copy + Eq {
     /// Other addresses and ports for packets of this family.
-    type Rewrite: Copy + zerocopy::FromZeros;
+    type Rewrite: Copy + Default + zerocopy::FromZeros;
+
+    /// What of most of them fits beside a flow's action.
+    type Near: Copy + zerocopy::FromZeros;
+
+    /// Makes a rewrite of this flow's packets fit beside its action; `None` if it does not.
+    fn fold(&self, rewrite: &Self::Rewrite) -> Option<Self::Near>;
+
+    /// What [`Key::fold`] was given.
+    fn unfold(&self, near: &Self::Near) -> Self::Rewrite;
 
     /// The transport protocol.
     fn protocol(&self) -> u8;
@@ -121,14 +132,42 @@ impl Key4 {
     /// What the key stands for.
     #[must_use]
     pub fn describe(&self) -> Described {
+        let flow = self.flow();
+        Described::from_rest(flow.src.into(), flow.dst.into(), self.rest)
+    }
+
+    /// The flow, as far as its packets are rewritten by it.
+    #[inline(always)]
+    fn flow(&self) -> V4Flow {
         let [s0, s1, s2, s3, d0, d1, d2, d3] = self.addresses.to_ne_bytes();
-        let (src, dst) = (std::net::Ipv4Addr::new(s0, s1, s2, s3), std::net::Ipv4Addr::new(d0, d1, d2, d3));
-        Described::from_rest(src.into(), dst.into(), self.rest)
+        V4Flow {
+            src: Ipv4Addr::new(s0, s1, s2, s3),
+            dst: Ipv4Addr::new(d0, d1, d2, d3),
+            proto: self.protocol(),
+            sport: (self.rest >> 16) as u16,
+            dport: self.rest as u16,
+            tos: 0,
+            ttl: 0,
+            dont_fragment: false,
+            fragment: Fragment::Whole,
+            options: false,
+        }
     }
 }
 
 impl Key for Key4 {
     type Rewrite = Rewrite4;
+    type Near = OneEnd4;
+
+    fn fold(&self, rewrite: &Rewrite4) -> Option<OneEnd4> {
+        OneEnd4::of(&self.flow(), rewrite)
+    }
+
+    #[inline(always)]
+    fn unfold(&self, near: &OneEnd4) -> Rewrite4 {
+        // It was made of this flow.
+        near.whole(&self.flow()).unwrap_or_default()
+    }
 
     #[inline(always)]
     fn protocol(&self) -> u8 {
@@ -166,6 +205,16 @@ impl Key6 {
 
 impl Key for Key6 {
     type Rewrite = Rewrite6;
+    type Near = Rewrite6;
+
+    fn fold(&self, rewrite: &Rewrite6) -> Option<Rewrite6> {
+        Some(*rewrite)
+    }
+
+    #[inline(always)]
+    fn unfold(&self, near: &Rewrite6) -> Rewrite6 {
+        *near
+    }
 
     #[inline(always)]
     fn protocol(&self) -> u8 {

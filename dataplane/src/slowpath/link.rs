@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use penstock_wire::MacAddr;
 use penstock_wire::reply::{Problem, Unreachable};
 
 use super::{Facts, Verdict, Watch, Way};
 use crate::drop::Cause;
-use crate::flow::{Action, DeviceId};
+use crate::flow::{Action, DeviceId, LinkId};
 use crate::tables::{Device, Snapshot, Target};
 
 /// The way to a target, or why there is none now.
@@ -17,17 +18,14 @@ pub(super) fn link(snapshot: &Snapshot, target: &Target, packet: &Facts, watch: 
             watch.stage("link", || {
                 (format!("to {}", endpoint.mac), format!("endpoint {}, MTU {}", endpoint.name, endpoint.mtu))
             });
-            Verdict::Go(Way::of(Action::forward(
-                endpoint.device,
-                endpoint.mac,
-                snapshot.router_mac,
-                endpoint.mtu,
-            )))
+            Verdict::Go(Way::of(Action::forward(endpoint.device, endpoint.link, endpoint.mtu)))
         }
         Target::Host => match &snapshot.host {
             Some(host) => {
-                watch.stage("link", || (format!("to {}", host.mac), "the host port".into()));
-                Verdict::Go(Way::of(Action::forward(host.device, host.mac, snapshot.router_mac, host.mtu)))
+                watch.stage("link", || {
+                    (format!("to {}", station_of(snapshot, host.link)), "the host port".into())
+                });
+                Verdict::Go(Way::of(Action::forward(host.device, host.link, host.mtu)))
             }
             None => Verdict::Drop(Cause::NoHost.into()),
         },
@@ -70,13 +68,20 @@ fn native(
     mtu: u16,
     watch: &mut impl Watch,
 ) -> Verdict {
-    let Some(&Device::Uplink { mac: ours, .. }) = snapshot.devices.get(usize::from(device.0)) else {
+    let Some(Device::Uplink { .. }) = snapshot.devices.get(usize::from(device.0)) else {
         return Verdict::Drop(Cause::PortGone.into());
     };
-    let Some(&theirs) = snapshot.neighbours.get(&(device, next_hop)) else {
+    let Some(&link) = snapshot.neighbours.get(&(device, next_hop)) else {
         watch.stage("link", || ("wait".into(), format!("{next_hop} has not answered")));
         return Verdict::Wait(Cause::NeighbourUnresolved, Some((device, next_hop)));
     };
-    watch.stage("link", || (format!("to {theirs}"), format!("{next_hop} on the underlay, MTU {mtu}")));
-    Verdict::Go(Way::of(Action::forward(device, theirs, ours, mtu)))
+    watch.stage("link", || {
+        (format!("to {}", station_of(snapshot, link)), format!("{next_hop} on the underlay, MTU {mtu}"))
+    });
+    Verdict::Go(Way::of(Action::forward(device, link, mtu)))
+}
+
+/// Whom frames of a link are sent to.
+fn station_of(snapshot: &Snapshot, link: LinkId) -> MacAddr {
+    snapshot.links[usize::from(link.0)].dst()
 }

@@ -18,10 +18,11 @@ use super::lpm::{LeftAligned, Lpm};
 use super::nat;
 use super::rulebook::Rulebook;
 use super::{
-    Device, Endpoint, Host, Network, Peer, PeerPath, RouteRow, Snapshot, Target, Template, TunnelZone, Zone,
+    Device, Endpoint, Host, Link, Network, Peer, PeerPath, RouteRow, Snapshot, Target, Template, TunnelZone,
+    Zone,
 };
 use crate::conntrack::nat::Pool;
-use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::flow::{DeviceId, LinkId, TemplateId, ZoneId};
 
 /// Hops that the underlay may take: the default of RFC 1700 for IP.
 const UNDERLAY_TTL: u8 = 64;
@@ -136,7 +137,6 @@ impl<'a> Compiler<'a> {
             router_mac: router_mac(&desired.node, &underlay_addresses),
             underlay_addresses,
             partial_underlay: underlay.uplinks.values().any(|uplink| uplink.partial_checksums),
-            neighbours: underlay.neighbours.clone(),
             policies: Arc::clone(&rules.policies),
             services: Arc::clone(&rules.services),
             // Zone 0 is nobody's: it stands for ports that no table knows.
@@ -161,6 +161,7 @@ impl<'a> Compiler<'a> {
         self.host();
         self.uplinks();
         self.endpoints();
+        self.neighbours();
         self.tunnels();
         self.outside();
         let mut rows: Vec<Vec<(RouteRow, Target)>> = self.networks.iter().map(|_| Vec::new()).collect();
@@ -216,8 +217,8 @@ impl<'a> Compiler<'a> {
         let zone = self.zone(Zone::Host { network });
         self.device(facts.device, Device::Host { zone });
         let addresses = self.host_addresses();
-        self.snapshot.host =
-            Some(Host { device: facts.device, network, mac: facts.mac, addresses, mtu: facts.mtu });
+        let link = self.link(self.snapshot.router_mac, facts.mac).unwrap_or_default();
+        self.snapshot.host = Some(Host { device: facts.device, network, link, addresses, mtu: facts.mtu });
     }
 
     /// The node's addresses: those it is told, else those of its uplinks.
@@ -236,6 +237,26 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// The link between two stations; `None` when there are as many as actions can tell apart.
+    fn link(&mut self, src: MacAddr, dst: MacAddr) -> Option<LinkId> {
+        let id = LinkId(u16::try_from(self.snapshot.links.len()).ok()?);
+        self.snapshot.links.push(Link::between(src, dst));
+        Some(id)
+    }
+
+    /// Last of those that have links, so that neighbours, who come and go, never leave an endpoint without.
+    fn neighbours(&mut self) {
+        for (&(device, address), &theirs) in &self.underlay.neighbours {
+            let Some(&Device::Uplink { mac: ours, .. }) = self.snapshot.devices.get(usize::from(device.0))
+            else {
+                continue;
+            };
+            // One too many is not spoken to, as one that does not answer.
+            let Some(link) = self.link(ours, theirs) else { break };
+            self.snapshot.neighbours.insert((device, address), link);
+        }
+    }
+
     fn endpoints(&mut self) {
         for endpoint in self.desired.endpoints() {
             let (Some(&device), Some(&network)) = (
@@ -247,6 +268,8 @@ impl<'a> Compiler<'a> {
             let index = self.snapshot.endpoints.len() as u32;
             let zone = self.zone(Zone::Endpoint { network, endpoint: index });
             let mac = endpoint.mac.get();
+            // There is one for every device at least.
+            let link = self.link(self.snapshot.router_mac, mac).unwrap_or_default();
             let subject = self.snapshot.policies.subject(endpoint.name.as_str()).cloned();
             self.device(device, Device::Endpoint { zone, mac });
             self.snapshot.endpoints.push(Arc::new(Endpoint {
@@ -255,6 +278,7 @@ impl<'a> Compiler<'a> {
                 device,
                 zone,
                 mac,
+                link,
                 addresses: endpoint.addresses.clone(),
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),

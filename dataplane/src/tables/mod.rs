@@ -24,7 +24,7 @@ use penstock_wire::{MacAddr, Vni};
 
 use crate::conntrack::NetworkId;
 use crate::conntrack::nat::Pool;
-use crate::flow::{DeviceId, TemplateId, ZoneId};
+use crate::flow::{DeviceId, LinkId, TemplateId, ZoneId};
 use crate::meter::Meter;
 use lpm::Lpm;
 use nat::Masquerade;
@@ -59,6 +59,8 @@ pub struct Snapshot {
     pub peers: Vec<Peer>,
     /// The tunnel headers, by [`TemplateId`].
     pub templates: Vec<Template>,
+    /// Who speaks to whom on the links without a tunnel, by [`LinkId`].
+    pub links: Vec<Link>,
     /// The host port.
     pub host: Option<Host>,
     /// What endpoints may send and receive.
@@ -72,8 +74,8 @@ pub struct Snapshot {
     /// The same, for answers that come through tunnels or from this node's own endpoints: the addresses that the node has in
     /// its network, as far as it is told any.
     pub inner_pool: Option<Arc<Pool>>,
-    /// MAC addresses of the underlay's neighbours, by device.
-    pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
+    /// The links to the underlay's neighbours, by device.
+    pub neighbours: HashMap<(DeviceId, IpAddr), LinkId>,
 }
 
 impl Snapshot {
@@ -291,6 +293,8 @@ pub struct Endpoint {
     pub zone: ZoneId,
     /// Its MAC address.
     pub mac: MacAddr,
+    /// The link to it.
+    pub link: LinkId,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// The longest IP packet that it takes.
@@ -352,6 +356,31 @@ pub struct Template {
     pub served: [Option<TemplateId>; 2],
 }
 
+/// The two stations that a frame goes between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Destination and source MAC address, as they stand in the frame.
+    pub(crate) stations: [u8; 12],
+}
+
+impl Link {
+    /// From `src` to `dst`.
+    #[must_use]
+    pub fn between(src: MacAddr, dst: MacAddr) -> Link {
+        let mut stations = [0; 12];
+        stations[..6].copy_from_slice(&dst.0);
+        stations[6..].copy_from_slice(&src.0);
+        Link { stations }
+    }
+
+    /// Who is sent to.
+    #[must_use]
+    pub fn dst(&self) -> MacAddr {
+        let [a, b, c, d, e, f, ..] = self.stations;
+        MacAddr([a, b, c, d, e, f])
+    }
+}
+
 /// The host port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -359,8 +388,8 @@ pub struct Host {
     pub device: DeviceId,
     /// Its network.
     pub network: u32,
-    /// The MAC address of the tap.
-    pub mac: MacAddr,
+    /// The link to it.
+    pub link: LinkId,
     /// The node's own addresses.
     pub addresses: Vec<IpAddr>,
     /// The longest IP packet that it takes.

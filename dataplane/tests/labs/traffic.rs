@@ -64,8 +64,13 @@ pub fn datagrams(from: &Place, at: &Place, address: &str, bytes: usize) {
     let answer = iperf(from, at, address, &format!("-u -b 10M -l {bytes} -n {}", bytes * 300));
     let sum = &answer["end"]["sum"];
     assert!(number(&sum["packets"]) >= 300, "{sum}");
-    let overflown = overflows(at) - before;
-    assert_eq!(number(&sum["lost_packets"]), overflown, "{sum}\n{}", at.run("nstat -as"));
+    let (lost, overflown) = (number(&sum["lost_packets"]), overflows(at) - before);
+    // It sees gaps only: what was lost at the end is missing from its count.
+    assert!(
+        lost <= overflown,
+        "{lost} lost, {overflown} of them at the socket: {sum}\n{}",
+        at.run("nstat -as")
+    );
 }
 
 /// Datagrams that sockets of `place` had no room for.

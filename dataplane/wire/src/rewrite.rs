@@ -7,9 +7,11 @@
 //!
 //! A packet keeps the checksum errors that it came with: nothing is computed anew.
 
+mod one_end;
 mod quoted;
 mod transport;
 
+pub use one_end::OneEnd4;
 pub use quoted::rewrite_error;
 
 use crate::bytes::{array, be32, put, put16};
@@ -119,8 +121,15 @@ impl Rewrite4 {
     /// # Errors
     /// [`CannotRewrite::OtherFamily`] and [`CannotRewrite::FragmentedSctp`].
     pub fn new(flow: &V4Flow, change: &Change) -> Result<Rewrite4, CannotRewrite> {
-        let src = v4(change.src)?.unwrap_or(flow.src);
-        let dst = v4(change.dst)?.unwrap_or(flow.dst);
+        let addresses = [v4(change.src)?.unwrap_or(flow.src), v4(change.dst)?.unwrap_or(flow.dst)];
+        let ports = [change.sport.unwrap_or(flow.sport), change.dport.unwrap_or(flow.dport)];
+        Rewrite4::between(flow, addresses, ports)
+    }
+
+    /// Works out what packets of `flow` get that go between these addresses and ports, the sender's first.
+    #[inline(always)]
+    fn between(flow: &V4Flow, addresses: [Ipv4Addr; 2], ports: [u16; 2]) -> Result<Rewrite4, CannotRewrite> {
+        let [src, dst] = addresses;
         let delta = Sum::ZERO
             .add32(!flow.src.to_bits())
             .add32(!flow.dst.to_bits())
@@ -131,7 +140,7 @@ impl Rewrite4 {
         put(&mut addresses, 4, dst.octets());
         let (protocol, fragment) = (flow.proto, flow.fragment);
         let flow = Flow { protocol, fragment, sport: flow.sport, dport: flow.dport };
-        let transport = Transport::new(&flow, change, delta)?;
+        let transport = Transport::new(&flow, ports, delta)?;
         Ok(Rewrite4 { addresses, transport, ip_delta: delta.fold(), reserved: 0 })
     }
 
@@ -203,8 +212,9 @@ impl Rewrite6 {
         put(&mut addresses, 0, src.octets());
         put(&mut addresses, 16, dst.octets());
         let (protocol, fragment) = (flow.proto, flow.fragment);
+        let ports = [change.sport.unwrap_or(flow.sport), change.dport.unwrap_or(flow.dport)];
         let flow = Flow { protocol, fragment, sport: flow.sport, dport: flow.dport };
-        Ok(Rewrite6 { addresses, transport: Transport::new(&flow, change, delta)? })
+        Ok(Rewrite6 { addresses, transport: Transport::new(&flow, ports, delta)? })
     }
 
     /// Rewrites a packet of the flow: see [`Rewrite4::apply`].

@@ -1,6 +1,6 @@
 //! The transport header's share of a rewrite: ports or an echo's identifier, and the checksum.
 
-use super::{CannotRewrite, Change};
+use super::CannotRewrite;
 use crate::bytes::{array, put16};
 use crate::checksum::Sum;
 use crate::parse::Fragment;
@@ -45,13 +45,13 @@ enum Kind {
 }
 
 impl Transport {
-    /// Works out what becomes of the transport header; `addresses` is by what the addresses' sum grows.
-    pub(super) fn new(flow: &Flow, change: &Change, addresses: Sum) -> Result<Transport, CannotRewrite> {
+    /// Works out what becomes of the transport header that gets `ports`; `addresses` is by what the addresses' sum grows.
+    #[inline(always)]
+    pub(super) fn new(flow: &Flow, ports: [u16; 2], addresses: Sum) -> Result<Transport, CannotRewrite> {
         if flow.fragment == Fragment::Later {
             return Ok(Transport::default());
         }
-        let sport = change.sport.unwrap_or(flow.sport);
-        let dport = change.dport.unwrap_or(flow.dport);
+        let [sport, dport] = ports;
         let source = Sum::ZERO.add16(!flow.sport).add16(sport);
         let both = source.add16(!flow.dport).add16(dport);
         let icmp_type = (flow.dport >> 8) as u8;
@@ -69,6 +69,11 @@ impl Transport {
         let second = if kind == Kind::Echo { sport } else { dport };
         let [[a, b], [c, d]] = [sport.to_be_bytes(), second.to_be_bytes()];
         Ok(Transport { ports: [a, b, c, d], delta: sum.fold(), kind })
+    }
+
+    /// Both ports as they stand in the header, or an echo's identifier twice.
+    pub(super) fn ports(&self) -> [u8; 4] {
+        self.ports
     }
 
     /// Rewrites `segment`, which was `length` bytes when it was sent; false, and nothing done, if it has no ports.
