@@ -56,7 +56,7 @@ impl Pipeline {
             && let Some((key, now)) = fragment
         {
             match self.fragments.find(&key, now) {
-                Some(first) => (packet.sport, packet.dport) = (first.sport, first.dport),
+                Some(first) => packet = packet.following(first.sport, first.dport),
                 None => return self.wait(at, zone, device, Cause::FragmentAlone, frame),
             }
         }

@@ -8,6 +8,9 @@
 //!                                                    service -> route -> policy -> source address (open)
 //! ```
 //!
+//! ICMP other than echo has no connection: a message is judged by its own type and code, an error passes with the
+//! connection that it is about.
+//!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
 //! * `served` is for packets that another node sends on for a service,
 //! * `link` leads to the next station, `words` explains it all to people.
@@ -178,6 +181,8 @@ impl Facts {
     pub fn of(parsed: &Parsed, frame: &[u8]) -> Option<Facts> {
         let len = parsed.end - parsed.l3;
         let payload = frame.get(parsed.l4.into()..parsed.end.into()).unwrap_or_default();
+        // A later fragment begins with anything but a header.
+        let head = |fragment| if fragment == Fragment::Later { &[] } else { payload };
         match parsed.net {
             Net::V4(flow) => Some(Facts {
                 src: flow.src.into(),
@@ -187,7 +192,7 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.ttl,
                 len,
-                life: life_of(flow.proto, flow.dport, payload),
+                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
                 fragment: flow.fragment,
             }),
             Net::V6(flow) => Some(Facts {
@@ -198,11 +203,17 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.hop_limit,
                 len,
-                life: life_of(flow.proto, flow.dport, payload),
+                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
                 fragment: flow.fragment,
             }),
             Net::Arp | Net::Other(_) => None,
         }
+    }
+
+    /// The facts of a later fragment of the packet whose first one had these ports.
+    #[must_use]
+    pub(crate) fn following(self, sport: u16, dport: u16) -> Facts {
+        Facts { sport, dport, life: life_of(self.proto, dport, &[]), ..self }
     }
 
     fn icmp_type(&self) -> Option<u8> {
@@ -257,10 +268,7 @@ pub fn first_of(protocol: u8) -> Packet {
 /// code of ICMP, nothing of what has neither.
 fn key_of(sent: &Tuple) -> Option<u16> {
     match sent.protocol() {
-        // Connections are kept of echoes only, and rules speak of the request.
-        proto::ICMP => Some(u16::from(icmp::ECHO_REQUEST) << 8),
-        proto::ICMPV6 => Some(u16::from(icmpv6::ECHO_REQUEST) << 8),
-        proto::TCP | proto::UDP | proto::SCTP => Some(sent.dport()),
+        proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6 => Some(sent.dport()),
         _ => None,
     }
 }
@@ -303,12 +311,24 @@ pub fn decide(scene: Scene<'_>, zone: ZoneId, packet: &Facts, watch: &mut impl W
         watch.stage("hops", || ("refuse".into(), format!("the hop limit is {}", packet.hops)));
         return Verdict::Refuse(Cause::TtlExpired.into(), Problem::HopsExceeded);
     }
-    if let Some(tracker) = scene.tracker
-        && let Some(tuple) = tuple_of(snapshot, zone, network, packet)
-    {
-        return tracked::Stages { scene, tracker, zone, network, packet, watch }.run(tuple);
+    let Some(tracker) = scene.tracker else { return route(snapshot, zone, network, packet, watch) };
+    if packet.is_icmp_error() {
+        // Packets do not get here: whoever asks shows no packet that the error would quote.
+        watch.stage("connection", || ("drop".into(), "an error passes with what it quotes, or not at all".into()));
+        return Verdict::Drop(Cause::Unsolicited.into());
     }
-    route(snapshot, zone, network, packet, watch)
+    let Some(id) = place(snapshot, zone, network, packet.dst) else {
+        return Verdict::Drop(Cause::UnknownPort.into());
+    };
+    let Facts { src, dst, proto, sport, dport, .. } = *packet;
+    let mut stages = tracked::Stages { scene, tracker, zone, network, packet, watch };
+    if let Some(tuple) = Tuple::new(id, src, dst, proto, sport, dport) {
+        stages.run(tuple)
+    } else if let Some(message) = Tuple::of_message(id, src, dst, proto, dport) {
+        stages.pass(message)
+    } else {
+        Verdict::Drop(Cause::Martian.into())
+    }
 }
 
 /// The network that a packet's connection is kept in.
@@ -345,12 +365,6 @@ pub fn decide_related(snapshot: &Snapshot, zone: ZoneId, home: NetworkId, packet
     seen_from(snapshot, from, verdict, |way| Way { lasts: false, ..way })
 }
 
-/// The packet as connections are told apart; `None` for what no connection is made of.
-fn tuple_of(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Option<Tuple> {
-    let id = place(snapshot, zone, network, packet.dst)?;
-    Tuple::new(id, packet.src, packet.dst, packet.proto, packet.sport, packet.dport)
-}
-
 /// Decides about a packet that the dataplane itself made in `network`.
 #[must_use]
 pub fn decide_own(snapshot: &Snapshot, network: u32, packet: &Facts) -> Verdict {
@@ -373,6 +387,9 @@ fn network_of(snapshot: &Snapshot, zone: ZoneId) -> Option<(Zone, &Network)> {
 fn check_source(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Result<(), Cause> {
     if is_group(packet.src) || packet.src.is_loopback() || packet.dst.is_loopback() {
         return Err(Cause::SpoofedSource);
+    }
+    if is_mapped(packet.src) || is_mapped(packet.dst) {
+        return Err(Cause::Martian);
     }
     match zone {
         Zone::Endpoint { endpoint, .. } => {
@@ -486,6 +503,11 @@ fn is_group(address: IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast() || v4.octets()[0] == 0,
         IpAddr::V6(v6) => v6.is_multicast(),
     }
+}
+
+/// Whether it is an IPv4 address in IPv6's clothes, which is for programs alone (RFC 4291 section 2.5.5.2).
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }
 
 fn is_link_local(address: IpAddr) -> bool {

@@ -7,6 +7,7 @@ mod churn;
 mod conservation;
 mod forwarding;
 mod limits;
+mod messages;
 mod refusals;
 mod served;
 mod services;
