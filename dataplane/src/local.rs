@@ -38,7 +38,7 @@ impl Pipeline {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
         if packet.is_icmp_error() && self.tracker.is_some() {
-            return self.relate(at, zone, &parsed, frame);
+            return self.relate(at, zone, &packet, &parsed, frame);
         }
         if let Some((action, leaving)) = self.known_by_now(at, zone, &parsed)
             && !action.is_tracked()
@@ -152,8 +152,11 @@ impl Pipeline {
 
     /// An ICMP error: it goes to whoever sent the packet that it quotes, as that one knew it.
     #[cold]
-    fn relate(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, mut frame: Frame) {
+    fn relate(&mut self, at: Moment<'_>, zone: ZoneId, facts: &Facts, parsed: &Parsed, mut frame: Frame) {
         let Some(tracker) = &self.tracker else { return self.consume(frame) };
+        if let Err(cause) = slowpath::check_zone(at.snapshot, zone, facts) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
         let packet = L3..usize::from(parsed.end);
         let now = tracker.seconds(at.now);
         let network = slowpath::place_of(at.snapshot, zone, parsed);
@@ -163,6 +166,11 @@ impl Pipeline {
         let Some(related) = related else {
             return self.tally.drop(Cause::Unsolicited, frame, &mut self.pool);
         };
+        let (tracker, ledger) = (Some(tracker), Some(&self.ledger));
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger };
+        if let Err(cause) = slowpath::admit_related(scene, zone, &related, facts) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
         if !related.is_untouched() && related::translate(&related, &mut frame.bytes_mut()[packet]).is_err() {
             return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
         }

@@ -2,6 +2,7 @@
 //! address of a new one.
 
 mod message;
+mod related;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -9,8 +9,10 @@ mod forwarding;
 mod limits;
 mod messages;
 mod refusals;
+mod related;
 mod served;
 mod services;
+mod spoofing;
 mod stateful;
 mod told;
 
