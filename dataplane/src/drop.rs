@@ -55,7 +55,7 @@ reasons! {
     TooBig, "too-big", "the packet is larger than the way ahead carries, and may not be cut";
     NoHeadroom, "no-headroom", "no room in front of the packet for the tunnel header";
     NoChunk, "no-chunk", "no free chunk of packet memory for an answer or a fragment";
-    WaitingRoomFull, "waiting-room-full", "too many packets wait for a next hop";
+    WaitingRoomFull, "waiting-room-full", "too many packets wait for a next hop or for the fragment before them";
     ConnectionNonsense, "connection-nonsense", "the packet's flags or chunks are such as no sane sender combines";
     ConnectionNotOpened, "connection-not-opened", "the packet belongs to a connection whose beginning was not seen, and picking up is off";
     ConnectionOutOfTurn, "connection-out-of-turn", "the packet does not follow on what was seen of its connection";

@@ -6,6 +6,7 @@ mod answers;
 mod churn;
 mod conservation;
 mod forwarding;
+mod fragments;
 mod limits;
 mod messages;
 mod refusals;
