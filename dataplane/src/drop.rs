@@ -30,6 +30,7 @@ reasons! {
     WrongSourceMac, "wrong-source-mac", "a pod sent from a MAC address that is not its own";
     SpoofedSource, "spoofed-source", "a pod sent from an IP address that is not its own";
     SpoofedTunnelSource, "spoofed-tunnel-source", "a peer sent from an inner address that is not routed to it";
+    Martian, "martian", "the packet is from or for an IPv4-mapped IPv6 address, which nobody has on a wire";
     NotForUs, "not-for-us", "the frame is for another MAC address";
     VlanNotExpected, "vlan-not-expected", "the frame has a VLAN tag, which this port does not carry";
     NotIp, "not-ip", "the frame carries neither IP nor ARP";
@@ -54,7 +55,7 @@ reasons! {
     TooBig, "too-big", "the packet is larger than the way ahead carries, and may not be cut";
     NoHeadroom, "no-headroom", "no room in front of the packet for the tunnel header";
     NoChunk, "no-chunk", "no free chunk of packet memory for an answer or a fragment";
-    WaitingRoomFull, "waiting-room-full", "too many packets wait for a next hop";
+    WaitingRoomFull, "waiting-room-full", "too many packets wait for a next hop or for the fragment before them";
     ConnectionNonsense, "connection-nonsense", "the packet's flags or chunks are such as no sane sender combines";
     ConnectionNotOpened, "connection-not-opened", "the packet belongs to a connection whose beginning was not seen, and picking up is off";
     ConnectionOutOfTurn, "connection-out-of-turn", "the packet does not follow on what was seen of its connection";
@@ -76,7 +77,7 @@ reasons! {
     NotServed, "not-served", "another node sent the packet on for a service that has no such backend here";
     NoNatAddress, "no-nat-address", "the node has no address that could stand in for the sender's";
     FragmentAlone, "fragment-alone", "the packet's first fragment, which has its ports, did not come in time";
-    NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, or an SCTP fragment";
+    NotTranslatable, "not-translatable", "the packet cannot be given other addresses: it is malformed, an SCTP fragment, or ICMP other than echo";
     NatExhausted, "nat-exhausted", "no address and port outside is free for this connection";
     WorkerPanicked, "worker-panicked", "the worker that had the packet in its hands panicked; see the log";
     TxRingFull, "tx-ring-full", "the port's transmit ring was full";

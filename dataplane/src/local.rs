@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use penstock_io::Frame;
+use penstock_io::{Frame, Ticks};
 use penstock_wire::arp::Arp;
 use penstock_wire::ndp::{self, Neighbour};
 use penstock_wire::parse::{Fragment, Net, Parsed, parse};
@@ -19,11 +19,26 @@ use crate::mailbox::Event;
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 use crate::slowpath::{self, Answer, Facts, Scene, Verdict, Way};
 use crate::tables::{Snapshot, Zone};
+use crate::waiting::{Guest, Origin};
+
+/// How a frame came in.
+#[derive(Clone, Copy)]
+struct Arrival {
+    zone: ZoneId,
+    device: DeviceId,
+    /// When: earlier than now, if it has waited.
+    since: Ticks,
+}
 
 impl Pipeline {
     /// A frame that no current flow covers.
     #[inline(never)]
     pub(crate) fn slow(&mut self, at: Moment<'_>, zone: ZoneId, device: DeviceId, frame: Frame) {
+        self.look_into(at, Arrival { zone, device, since: at.now }, frame);
+    }
+
+    fn look_into(&mut self, at: Moment<'_>, from: Arrival, frame: Frame) {
+        let zone = from.zone;
         let parsed = match parse(frame.bytes()) {
             Ok(parsed) => parsed,
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
@@ -32,13 +47,13 @@ impl Pipeline {
             return self.tally.drop(Cause::VlanNotExpected, frame, &mut self.pool);
         }
         if let Some(verdict) = question(at.snapshot, zone, frame.bytes(), &parsed) {
-            return self.obey(at, zone, device, verdict, &parsed, frame);
+            return self.obey(at, from, verdict, &parsed, frame);
         }
-        let Some(mut packet) = Facts::of(&parsed, frame.bytes()) else {
+        let Some(packet) = Facts::of(&parsed, frame.bytes()) else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
         if packet.is_icmp_error() && self.tracker.is_some() {
-            return self.relate(at, zone, &parsed, frame);
+            return self.relate(at, from, &packet, &parsed, frame);
         }
         if let Some((action, leaving)) = self.known_by_now(at, zone, &parsed)
             && !action.is_tracked()
@@ -51,28 +66,62 @@ impl Pipeline {
             }
             return self.carry_out(at.snapshot, action, leaving, frame);
         }
-        let fragment = self.fragment_of(at, zone, &parsed, &packet, frame.bytes());
-        if packet.fragment == Fragment::Later
-            && let Some((key, now)) = fragment
-        {
-            match self.fragments.find(&key, now) {
-                Some(first) => (packet.sport, packet.dport) = (first.sport, first.dport),
-                None => return self.wait(at, zone, device, Cause::FragmentAlone, frame),
-            }
+        if let Some((key, now)) = self.fragment_of(at, zone, &parsed, &packet, frame.bytes()) {
+            return self.fragment(at, from, (key, now), &packet, &parsed, frame);
         }
+        let verdict = self.decide(at, zone, &packet);
+        self.obey(at, from, verdict, &parsed, frame);
+    }
+
+    fn decide(&self, at: Moment<'_>, zone: ZoneId, packet: &Facts) -> Verdict {
         let tracker = self.tracker.as_ref();
         let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger: Some(&self.ledger) };
-        let verdict = slowpath::decide(scene, zone, &packet, &mut ());
-        if packet.fragment == Fragment::First
-            && let (Some((key, now)), Verdict::Go(way)) = (fragment, &verdict)
-        {
-            let Tracked { connection, direction } = way.tracked;
-            let first = First { sport: packet.sport, dport: packet.dport, connection, direction };
-            self.fragments.learn(key, first, now);
-            self.obey(at, zone, device, verdict, &parsed, frame);
-            return self.call_waiting(at);
+        slowpath::decide(scene, zone, packet, &mut ())
+    }
+
+    /// A fragment of the packet `key`: the first one says what becomes of the later ones, which wait for it if they must.
+    fn fragment(
+        &mut self,
+        at: Moment<'_>,
+        from: Arrival,
+        (key, now): (FragmentKey, Seconds),
+        packet: &Facts,
+        parsed: &Parsed,
+        frame: Frame,
+    ) {
+        // Before anything is remembered of it or waits with it: nobody spoils the packets of others.
+        if let Err(cause) = slowpath::check_zone(at.snapshot, from.zone, packet) {
+            return self.tally.drop(cause, frame, &mut self.pool);
         }
-        self.obey(at, zone, device, verdict, &parsed, frame);
+        if packet.fragment == Fragment::Later {
+            let packet = match self.fragments.find(&key, now) {
+                Some(First { refused: Some(reason), .. }) => {
+                    return self.tally.drop(reason, frame, &mut self.pool);
+                }
+                Some(First { sport, dport, .. }) => packet.following(sport, dport),
+                None => return self.wait(at, from, Cause::FragmentAlone, Some(key), frame),
+            };
+            let verdict = self.decide(at, from.zone, &packet);
+            return self.obey(at, from, verdict, parsed, frame);
+        }
+        let verdict = self.decide(at, from.zone, packet);
+        let Tracked { connection, direction } = match &verdict {
+            Verdict::Go(way) => way.tracked,
+            _ => Tracked::NONE,
+        };
+        let refused = match verdict {
+            Verdict::Drop(reason) | Verdict::Refuse(reason, _) => Some(reason),
+            Verdict::Go(_) | Verdict::Answer(_) | Verdict::Wait(..) => None,
+        };
+        let is_decided = matches!(verdict, Verdict::Go(_)) || refused.is_some();
+        self.obey(at, from, verdict, parsed, frame);
+        if is_decided {
+            let Facts { sport, dport, .. } = *packet;
+            self.fragments.learn(key, First { sport, dport, connection, direction, refused }, now);
+            while let Some(guest) = self.waiting.follower(&key) {
+                self.readmit(at, guest);
+            }
+        }
     }
 
     /// What ties a fragment to the others of its packet, and the table's time; `None` for whole packets, and where nobody
@@ -92,31 +141,36 @@ impl Pipeline {
         Some((key, tracker.seconds(at.now)))
     }
 
-    /// Keeps a packet until something is known that it needs.
-    fn wait(&mut self, at: Moment<'_>, zone: ZoneId, device: DeviceId, cause: Cause, frame: Frame) {
-        if let Err(frame) = self.waiting.enter(frame, zone, device, cause, at.now) {
+    /// Keeps a packet until something is known that it needs: a next hop, or the first fragment of the packet that it
+    /// follows.
+    fn wait(
+        &mut self,
+        at: Moment<'_>,
+        from: Arrival,
+        cause: Cause,
+        follows: Option<FragmentKey>,
+        frame: Frame,
+    ) {
+        let Arrival { zone, device, since } = from;
+        let Some(origin) = Origin::of(at.snapshot, zone) else {
+            return self.tally.drop(Cause::UnknownPort, frame, &mut self.pool);
+        };
+        if let Err(frame) = self.waiting.enter(Guest { frame, origin, device, cause, since, follows }) {
             self.tally.drop(Cause::WaitingRoomFull, frame, &mut self.pool);
         }
     }
 
-    fn obey(
-        &mut self,
-        at: Moment<'_>,
-        zone: ZoneId,
-        device: DeviceId,
-        verdict: Verdict,
-        parsed: &Parsed,
-        frame: Frame,
-    ) {
+    fn obey(&mut self, at: Moment<'_>, from: Arrival, verdict: Verdict, parsed: &Parsed, frame: Frame) {
+        let zone = from.zone;
         match verdict {
             Verdict::Go(way) => self.go(at, zone, &way, parsed, frame),
-            Verdict::Answer(answer) => self.answer(at, zone, device, answer, parsed, frame),
+            Verdict::Answer(answer) => self.answer(at, from, answer, parsed, frame),
             Verdict::Refuse(reason, problem) => self.refuse(at, zone, reason, problem, parsed, frame),
             Verdict::Wait(cause, wanted) => {
                 if let Some((device, next_hop)) = wanted {
                     self.events.tell(Event::NeighbourWanted(device, next_hop));
                 }
-                self.wait(at, zone, device, cause, frame);
+                self.wait(at, from, cause, None, frame);
             }
             Verdict::Drop(reason) => self.tally.drop(reason, frame, &mut self.pool),
         }
@@ -152,8 +206,12 @@ impl Pipeline {
 
     /// An ICMP error: it goes to whoever sent the packet that it quotes, as that one knew it.
     #[cold]
-    fn relate(&mut self, at: Moment<'_>, zone: ZoneId, parsed: &Parsed, mut frame: Frame) {
+    fn relate(&mut self, at: Moment<'_>, from: Arrival, facts: &Facts, parsed: &Parsed, mut frame: Frame) {
+        let zone = from.zone;
         let Some(tracker) = &self.tracker else { return self.consume(frame) };
+        if let Err(cause) = slowpath::check_zone(at.snapshot, zone, facts) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
         let packet = L3..usize::from(parsed.end);
         let now = tracker.seconds(at.now);
         let network = slowpath::place_of(at.snapshot, zone, parsed);
@@ -163,6 +221,11 @@ impl Pipeline {
         let Some(related) = related else {
             return self.tally.drop(Cause::Unsolicited, frame, &mut self.pool);
         };
+        let (tracker, ledger) = (Some(tracker), Some(&self.ledger));
+        let scene = Scene { snapshot: at.snapshot, tracker, now: at.now, ledger };
+        if let Err(cause) = slowpath::admit_related(scene, zone, &related, facts) {
+            return self.tally.drop(cause, frame, &mut self.pool);
+        }
         if !related.is_untouched() && related::translate(&related, &mut frame.bytes_mut()[packet]).is_err() {
             return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
         }
@@ -171,8 +234,11 @@ impl Pipeline {
         let Some((facts, parsed)) = facts else {
             return self.tally.drop(Cause::NotIp, frame, &mut self.pool);
         };
-        let verdict = slowpath::decide_related(at.snapshot, zone, related.sent.network(), &facts);
-        self.obey(at, zone, DeviceId::default(), verdict, &parsed, frame);
+        match slowpath::decide_related(at.snapshot, zone, related.sent.network(), &facts) {
+            // As it is now it would not be known again.
+            Verdict::Wait(cause, wanted) => self.forgo(cause, wanted, frame),
+            verdict => self.obey(at, from, verdict, &parsed, frame),
+        }
     }
 
     /// The action of a flow that became known since the tags were compared.
@@ -320,15 +386,8 @@ impl Pipeline {
         self.tally.drop(reason, frame, &mut self.pool);
     }
 
-    fn answer(
-        &mut self,
-        at: Moment<'_>,
-        zone: ZoneId,
-        device: DeviceId,
-        answer: Answer,
-        parsed: &Parsed,
-        frame: Frame,
-    ) {
+    fn answer(&mut self, at: Moment<'_>, from: Arrival, answer: Answer, parsed: &Parsed, frame: Frame) {
+        let Arrival { zone, device, .. } = from;
         let router = at.snapshot.router_mac;
         let on_link =
             matches!(at.snapshot.zones.get(zone.number()), Some(Zone::Endpoint { .. } | Zone::Host { .. }));
@@ -391,22 +450,34 @@ impl Pipeline {
             Verdict::Drop(reason) | Verdict::Refuse(reason, _) => {
                 self.tally.drop(reason, frame, &mut self.pool)
             }
-            Verdict::Wait(cause, wanted) => {
-                // Not worth keeping: whoever asked will ask again, and be answered then.
-                if let Some((device, next_hop)) = wanted {
-                    self.events.tell(Event::NeighbourWanted(device, next_hop));
-                }
-                self.tally.drop(cause, frame, &mut self.pool);
-            }
+            // Not worth keeping: whoever asked will ask again, and be answered then.
+            Verdict::Wait(cause, wanted) => self.forgo(cause, wanted, frame),
             Verdict::Answer(_) => self.tally.drop(Cause::RouteLoop, frame, &mut self.pool),
         }
     }
 
-    /// New tables: those who wait may be served now.
+    /// Drops a packet that waits for a next hop no longer than it takes to ask for it.
+    fn forgo(&mut self, cause: Cause, wanted: Option<(DeviceId, IpAddr)>, frame: Frame) {
+        if let Some((device, next_hop)) = wanted {
+            self.events.tell(Event::NeighbourWanted(device, next_hop));
+        }
+        self.tally.drop(cause, frame, &mut self.pool);
+    }
+
+    /// New tables: those who wait for a next hop may be served now.
     pub(crate) fn call_waiting(&mut self, at: Moment<'_>) {
-        for _ in 0..self.waiting.len() {
-            let Some(guest) = self.waiting.call() else { break };
-            self.slow(at, guest.zone, guest.device, guest.frame);
+        self.waiting.call();
+        while let Some(guest) = self.waiting.called() {
+            self.readmit(at, guest);
+        }
+    }
+
+    /// Looks again at a packet that has waited.
+    fn readmit(&mut self, at: Moment<'_>, guest: Guest) {
+        let Guest { frame, origin, device, since, .. } = guest;
+        match origin.zone(at.snapshot, device) {
+            Some(zone) => self.look_into(at, Arrival { zone, device, since }, frame),
+            None => self.tally.drop(Cause::UnknownPort, frame, &mut self.pool),
         }
     }
 

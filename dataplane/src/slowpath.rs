@@ -8,13 +8,18 @@
 //!                                                    service -> route -> policy -> source address (open)
 //! ```
 //!
+//! ICMP other than echo has no connection: a message is judged by its own type and code, an error passes with the
+//! connection that it is about.
+//!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
 //! * `served` is for packets that another node sends on for a service,
+//! * `source` says who may send what from where,
 //! * `link` leads to the next station, `words` explains it all to people.
 
 pub mod facts;
 mod link;
 mod served;
+mod source;
 mod tracked;
 mod words;
 
@@ -28,6 +33,7 @@ use penstock_wire::reply::{Problem, Unreachable};
 use penstock_wire::rewrite::{CannotRewrite, Change, Rewrite4, Rewrite6};
 use penstock_wire::{icmpv6, proto, sctp, tcp};
 
+use crate::conntrack::related::Related;
 use crate::conntrack::{NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
@@ -40,6 +46,7 @@ pub use words::{Question, Step, describe_zone, explain};
 
 use facts::Fact;
 use link::link;
+use source::{check_source, is_group, is_link_local};
 pub(crate) use words::describe_tuple;
 use words::{describe_target, matching_row};
 
@@ -178,6 +185,8 @@ impl Facts {
     pub fn of(parsed: &Parsed, frame: &[u8]) -> Option<Facts> {
         let len = parsed.end - parsed.l3;
         let payload = frame.get(parsed.l4.into()..parsed.end.into()).unwrap_or_default();
+        // A later fragment begins with anything but a header.
+        let head = |fragment| if fragment == Fragment::Later { &[] } else { payload };
         match parsed.net {
             Net::V4(flow) => Some(Facts {
                 src: flow.src.into(),
@@ -187,7 +196,7 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.ttl,
                 len,
-                life: life_of(flow.proto, flow.dport, payload),
+                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
                 fragment: flow.fragment,
             }),
             Net::V6(flow) => Some(Facts {
@@ -198,11 +207,17 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.hop_limit,
                 len,
-                life: life_of(flow.proto, flow.dport, payload),
+                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
                 fragment: flow.fragment,
             }),
             Net::Arp | Net::Other(_) => None,
         }
+    }
+
+    /// The facts of a later fragment of the packet whose first one had these ports.
+    #[must_use]
+    pub(crate) fn following(self, sport: u16, dport: u16) -> Facts {
+        Facts { sport, dport, life: life_of(self.proto, dport, &[]), ..self }
     }
 
     fn icmp_type(&self) -> Option<u8> {
@@ -257,10 +272,7 @@ pub fn first_of(protocol: u8) -> Packet {
 /// code of ICMP, nothing of what has neither.
 fn key_of(sent: &Tuple) -> Option<u16> {
     match sent.protocol() {
-        // Connections are kept of echoes only, and rules speak of the request.
-        proto::ICMP => Some(u16::from(icmp::ECHO_REQUEST) << 8),
-        proto::ICMPV6 => Some(u16::from(icmpv6::ECHO_REQUEST) << 8),
-        proto::TCP | proto::UDP | proto::SCTP => Some(sent.dport()),
+        proto::TCP | proto::UDP | proto::SCTP | proto::ICMP | proto::ICMPV6 => Some(sent.dport()),
         _ => None,
     }
 }
@@ -303,12 +315,26 @@ pub fn decide(scene: Scene<'_>, zone: ZoneId, packet: &Facts, watch: &mut impl W
         watch.stage("hops", || ("refuse".into(), format!("the hop limit is {}", packet.hops)));
         return Verdict::Refuse(Cause::TtlExpired.into(), Problem::HopsExceeded);
     }
-    if let Some(tracker) = scene.tracker
-        && let Some(tuple) = tuple_of(snapshot, zone, network, packet)
-    {
-        return tracked::Stages { scene, tracker, zone, network, packet, watch }.run(tuple);
+    let Some(tracker) = scene.tracker else { return route(snapshot, zone, network, packet, watch) };
+    if packet.is_icmp_error() {
+        // Packets do not get here: whoever asks shows no packet that the error would quote.
+        watch.stage("connection", || {
+            ("drop".into(), "an error passes with what it quotes, or not at all".into())
+        });
+        return Verdict::Drop(Cause::Unsolicited.into());
     }
-    route(snapshot, zone, network, packet, watch)
+    let Some(id) = place(snapshot, zone, network, packet.dst) else {
+        return Verdict::Drop(Cause::UnknownPort.into());
+    };
+    let Facts { src, dst, proto, sport, dport, .. } = *packet;
+    let mut stages = tracked::Stages { scene, tracker, zone, network, packet, watch };
+    if let Some(tuple) = Tuple::new(id, src, dst, proto, sport, dport) {
+        stages.run(tuple)
+    } else if let Some(message) = Tuple::of_message(id, src, dst, proto, dport) {
+        stages.pass(message)
+    } else {
+        Verdict::Drop(Cause::Martian.into())
+    }
 }
 
 /// The network that a packet's connection is kept in.
@@ -329,7 +355,34 @@ fn place(snapshot: &Snapshot, zone: Zone, network: &Network, dst: IpAddr) -> Opt
     if is_outside { Some(NetworkId::default()) } else { NetworkId::new(network.vni.get()) }
 }
 
-/// Decides about an ICMP error that was found to belong to a connection of `home`.
+/// Whether a packet may come from `zone`, which is for [`decide`] to say of most: for those of which it is not asked at once.
+///
+/// # Errors
+/// Why the packet is to be dropped.
+pub fn check_zone(snapshot: &Snapshot, zone: ZoneId, packet: &Facts) -> Result<(), Cause> {
+    let (zone, network) = network_of(snapshot, zone).ok_or(Cause::UnknownPort)?;
+    if packet.is_icmp_error() {
+        source::check_error_source(snapshot, zone, network, packet)
+    } else {
+        check_source(snapshot, zone, network, packet)
+    }
+}
+
+/// Whether an ICMP error that came from `zone`, as it came, may be about a connection: the packet that it quotes went where
+/// it came from, and policies let the connection pass.
+///
+/// # Errors
+/// Why the error is to be dropped.
+pub fn admit_related(scene: Scene<'_>, zone: ZoneId, related: &Related, packet: &Facts) -> Result<(), Cause> {
+    let tracker = scene.tracker.ok_or(Cause::Unsolicited)?;
+    let (zone, network) = network_of(scene.snapshot, zone).ok_or(Cause::UnknownPort)?;
+    // What left the cluster went by the routes of the network that it was in.
+    let home = scene.snapshot.network(related.sent.network()).unwrap_or(network);
+    source::check_quoted(scene.snapshot, zone, home, packet.src, related.quoted.dst())?;
+    tracked::Stages { scene, tracker, zone, network, packet, watch: &mut () }.allows(related.connection)
+}
+
+/// Decides about an ICMP error, as it goes on, that was admitted to a connection of `home`.
 #[must_use]
 pub fn decide_related(snapshot: &Snapshot, zone: ZoneId, home: NetworkId, packet: &Facts) -> Verdict {
     let Some((from, network)) = network_of(snapshot, zone) else {
@@ -343,12 +396,6 @@ pub fn decide_related(snapshot: &Snapshot, zone: ZoneId, home: NetworkId, packet
     };
     let verdict = link(snapshot, target, packet, &mut ());
     seen_from(snapshot, from, verdict, |way| Way { lasts: false, ..way })
-}
-
-/// The packet as connections are told apart; `None` for what no connection is made of.
-fn tuple_of(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Option<Tuple> {
-    let id = place(snapshot, zone, network, packet.dst)?;
-    Tuple::new(id, packet.src, packet.dst, packet.proto, packet.sport, packet.dport)
 }
 
 /// Decides about a packet that the dataplane itself made in `network`.
@@ -367,45 +414,6 @@ fn network_of(snapshot: &Snapshot, zone: ZoneId) -> Option<(Zone, &Network)> {
     let zone = *snapshot.zones.get(zone.number())?;
     let network = snapshot.networks.get(zone.network() as usize)?;
     Some((zone, network))
-}
-
-/// Stage 2: whether the packet may come from where it came from.
-fn check_source(snapshot: &Snapshot, zone: Zone, network: &Network, packet: &Facts) -> Result<(), Cause> {
-    if is_group(packet.src) || packet.src.is_loopback() || packet.dst.is_loopback() {
-        return Err(Cause::SpoofedSource);
-    }
-    match zone {
-        Zone::Endpoint { endpoint, .. } => {
-            let endpoint = &snapshot.endpoints[endpoint as usize];
-            if endpoint.addresses.contains(&packet.src) {
-                return Ok(());
-            }
-            // A pod speaks to its gateway from its link-local address, and before it has one from none.
-            let on_link = is_link_local(packet.src) || packet.src.is_unspecified();
-            if on_link && packet.src.is_ipv6() { Ok(()) } else { Err(Cause::SpoofedSource) }
-        }
-        Zone::Tunnel { peer, .. } => match network.route(packet.src) {
-            Some(
-                Target::Tunnel { peer: owner, .. }
-                | Target::Unreachable { peer: owner }
-                | Target::Native { peer: Some(owner), .. },
-            ) if *owner == peer => Ok(()),
-            _ => Err(Cause::SpoofedTunnelSource),
-        },
-        Zone::Served { .. } => match network.route(packet.src) {
-            // Clients outside only: whoever is inside is answered through the node that it asked.
-            Some(Target::Native { peer: None, .. }) => Ok(()),
-            _ => Err(Cause::SpoofedTunnelSource),
-        },
-        Zone::Host { .. } => match network.route(packet.src) {
-            Some(Target::Endpoint(_)) => Err(Cause::SpoofedSource),
-            _ => Ok(()),
-        },
-        Zone::Native { .. } => match network.route(packet.src) {
-            Some(Target::Endpoint(_) | Target::Host) => Err(Cause::SpoofedSource),
-            _ => Ok(()),
-        },
-    }
 }
 
 /// Stage 5, first part: the dataplane itself is meant.
@@ -479,18 +487,4 @@ fn seen_from(
     };
     let is_metered = is_metered(snapshot, zone, way.action.out());
     Verdict::Go(complete(Way { action: way.action.finishing_checksums(partial).metering(is_metered), ..way }))
-}
-
-fn is_group(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast() || v4.octets()[0] == 0,
-        IpAddr::V6(v6) => v6.is_multicast(),
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified(),
-    }
 }

@@ -483,7 +483,7 @@ impl Worker {
                 self.close(slot);
             }
         }
-        for guest in std::iter::from_fn(|| self.pipeline.waiting.call()).collect::<Vec<_>>() {
+        for guest in std::iter::from_fn(|| self.pipeline.waiting.pop()).collect::<Vec<_>>() {
             self.pipeline.tally.drop(guest.cause, guest.frame, &mut self.pipeline.pool);
         }
         for inlet in &mut self.inlets {

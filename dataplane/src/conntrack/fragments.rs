@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::entry::ConnectionRef;
 use super::life::Seconds;
 use super::tuple::{Direction, HashSeed, NetworkId, Tuple, fold};
+use crate::drop::Reason;
 
 /// Entries that one packet's may be in.
 const WAYS: usize = 4;
@@ -41,6 +42,8 @@ pub struct First {
     pub connection: ConnectionRef,
     /// Which way of it.
     pub direction: Direction,
+    /// Why it was dropped, if it was: the packet will never be whole.
+    pub refused: Option<Reason>,
 }
 
 impl First {
@@ -136,7 +139,8 @@ mod tests {
     }
 
     fn first(port: u16) -> First {
-        First { sport: port, dport: 53, connection: ConnectionRef::NONE, direction: Direction::Original }
+        let (connection, direction) = (ConnectionRef::NONE, Direction::Original);
+        First { sport: port, dport: 53, connection, direction, refused: None }
     }
 
     #[test]

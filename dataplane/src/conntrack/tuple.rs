@@ -86,24 +86,47 @@ impl Tuple {
         sport: u16,
         dport: u16,
     ) -> Option<Tuple> {
-        let speaks = |address: IpAddr| !address.is_unspecified() && !address.is_multicast();
-        let mapped = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-        if src.is_ipv4() != dst.is_ipv4() || !speaks(src) || !speaks(dst) || mapped(src) || mapped(dst) {
-            return None;
-        }
         let dport = if is_icmp(protocol) {
-            let kind = (dport >> 8) as u8;
-            let is_echo = match protocol {
-                proto::ICMP => src.is_ipv4() && icmp::is_echo(kind),
-                _ => src.is_ipv6() && icmpv6::is_echo(kind),
-            };
-            if !is_echo {
+            if !is_echo(src, protocol, dport) {
                 return None;
             }
             dport & 0xff00
         } else {
             dport
         };
+        Tuple::between(network, src, dst, protocol, sport, dport)
+    }
+
+    /// What stands for an ICMP message of which no connection is kept, where it must be spoken of like one: type and code
+    /// are in the destination port. `None` for echoes, for all that is not ICMP, and for addresses that [`Tuple::new`]
+    /// does not take.
+    #[must_use]
+    pub fn of_message(
+        network: NetworkId,
+        src: IpAddr,
+        dst: IpAddr,
+        protocol: u8,
+        dport: u16,
+    ) -> Option<Tuple> {
+        if !is_icmp(protocol) || is_echo(src, protocol, dport) {
+            return None;
+        }
+        Tuple::between(network, src, dst, protocol, 0, dport)
+    }
+
+    fn between(
+        network: NetworkId,
+        src: IpAddr,
+        dst: IpAddr,
+        protocol: u8,
+        sport: u16,
+        dport: u16,
+    ) -> Option<Tuple> {
+        let speaks = |address: IpAddr| !address.is_unspecified() && !address.is_multicast();
+        let mapped = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        if src.is_ipv4() != dst.is_ipv4() || !speaks(src) || !speaks(dst) || mapped(src) || mapped(dst) {
+            return None;
+        }
         let rest =
             u64::from(sport) << 48 | u64::from(dport) << 32 | u64::from(network.0) << 8 | u64::from(protocol);
         let (src, dst) = (halves(src), halves(dst));
@@ -258,6 +281,15 @@ const fn is_icmp(protocol: u8) -> bool {
     matches!(protocol, proto::ICMP | proto::ICMPV6)
 }
 
+/// Whether an ICMP message is an echo request or reply, by its type and code and the family that it is sent in.
+const fn is_echo(src: IpAddr, protocol: u8, dport: u16) -> bool {
+    let kind = (dport >> 8) as u8;
+    match protocol {
+        proto::ICMP => src.is_ipv4() && icmp::is_echo(kind),
+        _ => src.is_ipv6() && icmpv6::is_echo(kind),
+    }
+}
+
 fn halves(address: IpAddr) -> [u64; 2] {
     let bits = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
@@ -364,6 +396,26 @@ mod tests {
         assert!(of("10.0.0.1", "fd00::1", proto::UDP, 67).is_none());
         assert!(of("10.0.0.1", "10.0.0.2", proto::ICMP, 0x0300).is_none());
         assert!(of("10.0.0.1", "10.0.0.2", proto::ICMPV6, 0x8000).is_none());
+        let told = |src, dst| Tuple::of_message(NetworkId(0), ip(src), ip(dst), proto::ICMPV6, 0x8b00);
+        assert!(told("::ffff:10.0.0.1", "::ffff:10.0.0.2").is_none());
+        assert!(told("fd00::1", "ff02::1").is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn every_packet_between_two_hosts_is_of_a_connection_or_a_message(
+            v6: bool, protocol: u8, icmp: bool, sport: u16, dport: u16
+        ) {
+            let [src, dst] = if v6 { ["fd00::1", "fd00::2"] } else { ["10.0.0.1", "10.0.0.2"] }.map(ip);
+            let protocol = if icmp { [proto::ICMP, proto::ICMPV6][usize::from(protocol) % 2] } else { protocol };
+            let kept = Tuple::new(NetworkId(7), src, dst, protocol, sport, dport);
+            let told = Tuple::of_message(NetworkId(7), src, dst, protocol, dport);
+            prop_assert_eq!(kept.is_some(), told.is_none());
+            if let Some(told) = told {
+                prop_assert!(is_icmp(protocol));
+                prop_assert_eq!((told.src(), told.dst(), told.sport(), told.dport()), (src, dst, 0, dport));
+            }
+        }
     }
 
     #[test]

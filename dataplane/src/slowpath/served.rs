@@ -3,8 +3,9 @@
 use penstock_wire::dsr::ServedAs;
 use penstock_wire::parse::Fragment;
 
+use super::source::check_source;
 use super::tracked::Stages;
-use super::{Facts, Scene, check_source, network_of};
+use super::{Facts, Scene, network_of};
 use crate::conntrack::{Direction, NetworkId, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::ZoneId;

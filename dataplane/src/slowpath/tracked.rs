@@ -1,6 +1,9 @@
 //! Stages 3 to 7 of a packet that connections are kept of: its connection, or the service, route, policies and source
 //! address of a new one.
 
+mod message;
+mod related;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

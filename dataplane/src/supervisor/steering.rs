@@ -53,7 +53,7 @@ fn whole(address: IpAddr) -> (IpAddr, u8) {
 /// services and connections have.
 fn prefixes(desired: &Desired, snapshot: &Snapshot) -> BTreeSet<(IpAddr, u8)> {
     let mut prefixes: BTreeSet<(IpAddr, u8)> = BTreeSet::new();
-    for network in desired.networks().filter(|network| desired.is_native(network)) {
+    for network in desired.networks().filter(|network| desired.is_reached_bare(network)) {
         if network.prefixes.is_empty() {
             let own = desired.endpoints().filter(|endpoint| endpoint.network == network.name);
             prefixes.extend(own.flat_map(|endpoint| &endpoint.addresses).map(|&address| whole(address)));

@@ -297,12 +297,18 @@ impl Desired {
         undo
     }
 
-    /// Whether a network's packets may travel without a tunnel.
+    /// Whether packets without a tunnel may belong to a network: to and from its pods, or of clients of its services.
     #[must_use]
     pub fn is_native(&self, network: &Network) -> bool {
+        self.is_reached_bare(network) || self.services().any(|service| service.network == network.name)
+    }
+
+    /// Whether packets for a network's pods come without a tunnel. For its services' sake alone they do not: whoever is
+    /// outside asks for an address outside.
+    #[must_use]
+    pub fn is_reached_bare(&self, network: &Network) -> bool {
         network.encapsulation == Encapsulation::None
             || network.cross_subnet
-            || self.services().any(|service| service.network == network.name)
             || self
                 .routes()
                 .any(|route| route.network == network.name && matches!(route.via, RouteTarget::Uplink { .. }))

@@ -4,7 +4,7 @@ use super::*;
 use penstock_dataplane::drop::Cause;
 use penstock_dataplane::testbed::UPLINK;
 
-fn arp_request(target: [u8; 4]) -> Vec<u8> {
+pub fn arp_request(target: [u8; 4]) -> Vec<u8> {
     let request = penstock_wire::arp::Repr {
         operation: penstock_wire::arp::REQUEST,
         sender_mac: MAC_A,
@@ -26,9 +26,8 @@ fn the_gateway_answers_arp_and_nobody_else_does() {
     assert_eq!(node.worker.drops(Cause::ArpNotAnswered), 1);
 }
 
-#[test]
-fn the_gateway_answers_neighbour_solicitations() {
-    let mut node = node();
+/// Pod a's question for its gateway.
+pub fn solicitation() -> Vec<u8> {
     let (src, target) = (v6("fd00:1:1::1"), v6("fe80::1"));
     let group = penstock_wire::ndp::solicited_node(target);
     let message =
@@ -40,7 +39,13 @@ fn the_gateway_answers_neighbour_solicitations() {
     frame.extend_from_slice(&src.octets());
     frame.extend_from_slice(&group.octets());
     frame.extend_from_slice(&message);
-    let sent = node.through(POD_A, &frame, POD_A);
+    frame
+}
+
+#[test]
+fn the_gateway_answers_neighbour_solicitations() {
+    let mut node = node();
+    let sent = node.through(POD_A, &solicitation(), POD_A);
     assert_eq!(icmp_of(&sent[0]), (136, 0));
     assert_eq!(sent[0][..6], MAC_A.0);
 }

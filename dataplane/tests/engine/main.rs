@@ -6,10 +6,14 @@ mod answers;
 mod churn;
 mod conservation;
 mod forwarding;
+mod fragments;
 mod limits;
+mod messages;
 mod refusals;
+mod related;
 mod served;
 mod services;
+mod spoofing;
 mod stateful;
 mod told;
 

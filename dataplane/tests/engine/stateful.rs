@@ -13,7 +13,7 @@ use super::{MAC_A, MAC_B, NODE1, POD_A, POD_B, objects, router};
 pub const A: [u8; 4] = [10, 1, 1, 1];
 pub const B: [u8; 4] = [10, 1, 1, 2];
 pub const SERVICE: [u8; 4] = [10, 96, 0, 1];
-const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
+pub const OUTSIDE: [u8; 4] = [203, 0, 113, 9];
 
 /// Two pods; `b` takes TCP to port 5432 from `a`'s identity and nothing else; a service that `b` serves; a way out.
 const MORE: &str = r#"

@@ -349,3 +349,26 @@ fn a_resync_sweeps_the_stateful_tier_too() {
     desired.apply(Change::Resync(objects(GOOD))).unwrap();
     assert_eq!(desired.objects().count(), objects(GOOD).len());
 }
+
+#[test]
+fn a_service_opens_its_network_to_clients_and_not_to_bare_packets_for_pods() {
+    let mut desired = desired();
+    desired.apply(Change::Upsert(objects(GOOD))).unwrap();
+    let seen = |desired: &Desired| {
+        let network = desired.networks().next().unwrap();
+        (desired.is_native(network), desired.is_reached_bare(network))
+    };
+    assert_eq!(seen(&desired), (false, false));
+    let service = "[[service]]\nname = \"web\"\nnetwork = \"default\"\ncluster-ips = [\"10.96.0.1\"]\n\
+                   ports = [{ name = \"http\", port = 80 }]";
+    desired.apply(Change::Upsert(objects(service))).unwrap();
+    assert_eq!(seen(&desired), (true, false));
+    let mut direct = objects(GOOD);
+    for object in &mut direct {
+        if let Object::Network(network) = object {
+            network.encapsulation = Encapsulation::None;
+        }
+    }
+    desired.apply(Change::Upsert(direct)).unwrap();
+    assert_eq!(seen(&desired), (true, true));
+}
