@@ -166,14 +166,19 @@ fn memory() {
 fn both_ways(frame: &[u8]) -> [(Key4, Rewrite4); 2] {
     let Ok(Net::V4(flow)) = parse(frame).map(|parsed| parsed.net) else { panic!("a sound frame") };
     let zone = |number| ZoneId::new(number).expect("a small number");
+    let pool = std::net::Ipv4Addr::new(192, 168, 1, 1);
     let answer = penstock_wire::parse::V4Flow {
         src: flow.dst,
-        dst: flow.src,
+        dst: pool,
         sport: flow.dport,
         dport: flow.sport,
         ..flow
     };
-    let change = Change { src: Some([192, 168, 1, 1].into()), ..Change::default() };
-    let rewrite = Rewrite4::new(&flow, &change).expect("IPv4 to IPv4");
-    [(Key4::new(zone(1), &flow), rewrite), (Key4::new(zone(2), &answer), rewrite)]
+    let there = Change { src: Some(pool.into()), ..Change::default() };
+    let back = Change { dst: Some(flow.src.into()), ..Change::default() };
+    let rewrite = |flow: &_, change: &Change| Rewrite4::new(flow, change).expect("IPv4 to IPv4");
+    [
+        (Key4::new(zone(1), &flow), rewrite(&flow, &there)),
+        (Key4::new(zone(2), &answer), rewrite(&answer, &back)),
+    ]
 }
