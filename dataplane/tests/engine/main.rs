@@ -10,6 +10,7 @@ mod limits;
 mod refusals;
 mod served;
 mod services;
+mod shares;
 mod stateful;
 mod told;
 
