@@ -268,8 +268,9 @@ pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connecti
     }
     let (original, reply) = (load_tuple(record, ORIGINAL), load_tuple(record, REPLY));
     let (decision, parties) = (record[DECISION].load(Ordering::Relaxed), parties_of(record));
-    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
+    // Behind the words above: parties that were taken away are seen with the death that came before.
     fence(Ordering::Acquire);
+    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
     let whole =
         record[CONTROL].load(Ordering::Relaxed) == before && life.generation == reference.generation() as u16;
     whole.then_some(Connection {

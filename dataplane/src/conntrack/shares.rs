@@ -243,7 +243,7 @@ pub(crate) fn parties_of(record: &Record) -> Parties {
     Parties::of([PARTIES, RECEIVER].map(|at| record[at].load(Ordering::Relaxed)))
 }
 
-/// Takes an entry's parties away, so that nobody is made its owner any more.
+/// Takes a dead entry's parties away, so that nobody is made its owner any more.
 pub(crate) fn take_parties(record: &Record) -> Parties {
-    Parties::of([PARTIES, RECEIVER].map(|at| record[at].swap(0, Ordering::Relaxed)))
+    Parties::of([PARTIES, RECEIVER].map(|at| record[at].swap(0, Ordering::Release)))
 }

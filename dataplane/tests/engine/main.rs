@@ -5,6 +5,7 @@
 mod answers;
 mod churn;
 mod conservation;
+mod endings;
 mod forwarding;
 mod limits;
 mod refusals;
