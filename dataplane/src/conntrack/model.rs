@@ -197,7 +197,12 @@ impl Pair {
             Event::KeepAlive { tuple } => {
                 if let Some(found) = self.naive.find(&tuple, self.now) {
                     let (connection, direction) = (found.connection, found.direction);
-                    assert!(self.table.keep_alive(worker, connection, direction, &self.settings, self.now));
+                    let kept = self.table.keep_alive(worker, connection, direction, &self.settings, self.now);
+                    // Handshakes, endings and resets are watched packet by packet, and are as before.
+                    assert_eq!(kept, found.status.is_cacheable());
+                    if !kept {
+                        return;
+                    }
                     let seen = self.table.view(connection).unwrap();
                     let (at, _) = self.naive.position(&tuple).unwrap();
                     let oracle = self.naive.lives.get_mut(&connection).unwrap();

@@ -81,8 +81,8 @@ impl Table {
         Progress::Gone
     }
 
-    /// Notes that packets of a connection took the fast path in `direction` a moment ago; false if it is gone, and the
-    /// flow must go with it.
+    /// Notes that packets of a connection took the fast path in `direction` a moment ago; false if it is gone or is watched
+    /// packet by packet by now, e.g. since the other side ended it, so that the flow must go.
     pub fn keep_alive(
         &self,
         worker: WorkerId,
@@ -93,6 +93,9 @@ impl Table {
     ) -> bool {
         let lane = self.lanes.lane(worker);
         while let Some((record, life)) = self.living(connection) {
+            if !life.status.is_cacheable() {
+                return false;
+            }
             let status = life::keep_alive(life.status, direction);
             let timeout = settings.timeouts.of(status);
             let barely = now.after(timeout).0.saturating_sub(life.deadline.0) <= timeout / SLACK;

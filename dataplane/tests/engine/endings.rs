@@ -16,6 +16,9 @@ const SHUTDOWN: u8 = 7;
 const COOKIE_ECHO: u8 = 10;
 const COOKIE_ACK: u8 = 11;
 
+/// Ticks after which known flows tell their connection that they go on.
+const PERIOD: u64 = 1 << 31;
+
 /// An IPv4 packet of some protocol from a pod to its gateway; `more` and `offset` as fragments have them.
 fn packet(from: u16, protocol: u8, payload: &[u8], more: bool, offset: u16) -> Vec<u8> {
     let (mac, src, dst) = if from == POD_A { (MAC_A, A, B) } else { (MAC_B, B, A) };
@@ -77,10 +80,29 @@ fn an_association_goes_on_after_an_abort_that_neither_side_sent() {
     let mut node = associated();
     says(&mut node, POD_B, &[ABORT]);
     assert_eq!(states(&node), [State::SctpClosed]);
+    node.turn_after(PERIOD);
     says(&mut node, POD_B, &[DATA]);
     assert_eq!(states(&node), [State::SctpClosed]);
     says(&mut node, POD_A, &[SACK]);
     assert_eq!(states(&node), [State::SctpEstablished]);
+}
+
+#[test]
+fn a_connection_of_known_flows_goes_on_after_a_reset_that_neither_side_sent() {
+    let mut node = node();
+    let (client, server) = ((A, 40000), (B, 5432));
+    open(&mut node, client, server);
+    let goes_on = |node: &mut Testbed| {
+        pass(node, POD_B, &tcp(POD_B, server, client, "A"), POD_A);
+        pass(node, POD_A, &tcp(POD_A, client, server, "A"), POD_B);
+    };
+    (0..3).for_each(|_| goes_on(&mut node));
+    assert!(node.worker.counts().hits >= 4);
+    pass(&mut node, POD_A, &tcp(POD_A, client, server, "R"), POD_B);
+    assert_eq!(states(&node), [State::Close]);
+    node.turn_after(PERIOD);
+    goes_on(&mut node);
+    assert_eq!(states(&node), [State::Established]);
 }
 
 #[test]
