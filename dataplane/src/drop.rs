@@ -64,6 +64,8 @@ reasons! {
     ConnectionsFull, "connections-full", "the connection table is full of connections in use";
     EndpointConnections, "endpoint-connections", "the endpoint has as many connections as it may have";
     EndpointHalfOpen, "endpoint-half-open", "the endpoint has as many half-open connections as it may have";
+    OutsideConnections, "outside-connections", "those beyond this node have as many connections here as they may have together";
+    OutsideHalfOpen, "outside-half-open", "those beyond this node have as many half-open connections here as they may have together";
     EndpointConnectionRate, "endpoint-connection-rate", "the endpoint has more new connections a second than it may have";
     EgressBandwidth, "egress-bandwidth", "the sender sends more bits a second than it may";
     IngressBandwidth, "ingress-bandwidth", "the receiver is sent more bits a second than it may receive";

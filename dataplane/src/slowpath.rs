@@ -12,6 +12,7 @@
 //! connection that it is about.
 //!
 //! * [`decide`] has the stages up to the connection, `tracked` the rest for packets that connections are kept of,
+//! * `shares` counts new connections against whoever has them,
 //! * `served` is for packets that another node sends on for a service,
 //! * `source` says who may send what from where,
 //! * `link` leads to the next station, `words` explains it all to people.
@@ -19,6 +20,7 @@
 pub mod facts;
 mod link;
 mod served;
+mod shares;
 mod source;
 mod tracked;
 mod words;
@@ -34,7 +36,7 @@ use penstock_wire::rewrite::{CannotRewrite, Change, Rewrite4, Rewrite6};
 use penstock_wire::{icmpv6, proto, sctp, tcp};
 
 use crate::conntrack::related::Related;
-use crate::conntrack::{NetworkId, Packet, Tuple};
+use crate::conntrack::{Chunks, NetworkId, Packet, Tuple};
 use crate::drop::{Cause, Reason};
 use crate::flow::{Action, DeviceId, Remembered, Tracked, ZoneId};
 use crate::ledger::{Ledger, is_metered};
@@ -186,7 +188,6 @@ impl Facts {
         let len = parsed.end - parsed.l3;
         let payload = frame.get(parsed.l4.into()..parsed.end.into()).unwrap_or_default();
         // A later fragment begins with anything but a header.
-        let head = |fragment| if fragment == Fragment::Later { &[] } else { payload };
         match parsed.net {
             Net::V4(flow) => Some(Facts {
                 src: flow.src.into(),
@@ -196,7 +197,7 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.ttl,
                 len,
-                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
+                life: life_of(flow.proto, flow.dport, told(flow.fragment, payload)),
                 fragment: flow.fragment,
             }),
             Net::V6(flow) => Some(Facts {
@@ -207,7 +208,7 @@ impl Facts {
                 dport: flow.dport,
                 hops: flow.hop_limit,
                 len,
-                life: life_of(flow.proto, flow.dport, head(flow.fragment)),
+                life: life_of(flow.proto, flow.dport, told(flow.fragment, payload)),
                 fragment: flow.fragment,
             }),
             Net::Arp | Net::Other(_) => None,
@@ -244,11 +245,16 @@ impl Facts {
     }
 }
 
+/// The transport header and what follows it: a later fragment begins with something else.
+fn told(fragment: Fragment, payload: &[u8]) -> &[u8] {
+    if fragment == Fragment::Later { &[] } else { payload }
+}
+
 /// What of a packet its connection's life depends on; the flags of a later fragment are not seen and change nothing.
 fn life_of(protocol: u8, dport: u16, payload: &[u8]) -> Packet {
     match protocol {
         proto::TCP => Packet::Tcp(payload.get(tcp::FLAGS_AT).copied().unwrap_or(tcp::ACK)),
-        proto::SCTP => Packet::Sctp(payload.get(sctp::HEADER_LEN).copied().unwrap_or(sctp::DATA)),
+        proto::SCTP => Packet::Sctp(Chunks::of(payload).unwrap_or(Chunks::only(sctp::DATA))),
         proto::UDP => Packet::Udp,
         proto::ICMP => Packet::Echo { request: (dport >> 8) as u8 == icmp::ECHO_REQUEST },
         proto::ICMPV6 => Packet::Echo { request: (dport >> 8) as u8 == icmpv6::ECHO_REQUEST },
@@ -261,7 +267,7 @@ fn life_of(protocol: u8, dport: u16, payload: &[u8]) -> Packet {
 pub fn first_of(protocol: u8) -> Packet {
     match protocol {
         proto::TCP => Packet::Tcp(tcp::SYN),
-        proto::SCTP => Packet::Sctp(sctp::INIT),
+        proto::SCTP => Packet::Sctp(Chunks::only(sctp::INIT)),
         proto::UDP => Packet::Udp,
         proto::ICMP | proto::ICMPV6 => Packet::Echo { request: true },
         _ => Packet::Other,

@@ -3,10 +3,10 @@
 
 use penstock_io::Frame;
 use penstock_wire::rewrite::Rewrite4;
-use penstock_wire::{ipv4, ipv6, proto, sctp, tcp};
+use penstock_wire::{ipv4, ipv6, proto, tcp};
 
-use crate::conntrack::Packet;
 use crate::conntrack::life::leaves_fast_path;
+use crate::conntrack::{Chunks, Packet};
 use crate::drop::Cause;
 use crate::flow::cache::Hit;
 use crate::flow::{Action, Coarse, DeviceId, Key, Key4, ZoneId};
@@ -180,7 +180,7 @@ fn transport_at(frame: &[u8], is_ipv4: bool, protocol: u8) -> Option<usize> {
 fn changes_its_connection(frame: &[u8], l4: usize, protocol: u8) -> bool {
     let packet = match protocol {
         proto::TCP => frame.get(l4 + tcp::FLAGS_AT).map(|&flags| Packet::Tcp(flags)),
-        proto::SCTP => frame.get(l4 + sctp::HEADER_LEN).map(|&chunk| Packet::Sctp(chunk)),
+        proto::SCTP => frame.get(l4..).and_then(Chunks::of).map(Packet::Sctp),
         _ => return false,
     };
     packet.is_none_or(leaves_fast_path)

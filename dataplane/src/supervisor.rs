@@ -10,6 +10,7 @@
 
 mod connections;
 mod deal;
+mod departed;
 mod device;
 mod events;
 mod exits;
@@ -38,7 +39,6 @@ pub use watchdog::Pace;
 
 use crate::config::Config;
 use crate::control::HealthCheck;
-use crate::flow::DeviceId;
 use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
@@ -53,6 +53,7 @@ use crate::tables::service::Contested;
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
 use deal::Deal;
+use departed::Departures;
 use device::{Spec, Surroundings};
 use former::Former;
 use underlay::Knowledge;
@@ -158,8 +159,8 @@ pub struct Engine {
     arrivals: Vec<(usize, OwnedPort)>,
     next_port: u32,
     next_device: u16,
-    /// Numbers of closed devices, and the first epoch whose tables do not know them.
-    retired_devices: VecDeque<(DeviceId, Epoch)>,
+    /// Closed devices, as long as something stands for them.
+    departures: Departures,
     host_port: Option<HostPort>,
     /// Flows that one worker's caches hold.
     flow_capacity: u64,
@@ -227,7 +228,7 @@ impl Engine {
             waiting: BTreeMap::new(),
             next_port: 1,
             next_device: 0,
-            retired_devices: VecDeque::new(),
+            departures: Departures::default(),
             host_port: None,
             flow_capacity: (config.flows4 + config.flows6) as u64,
             draining: false,
@@ -272,8 +273,9 @@ impl Engine {
         }
         if is_everything {
             self.replace_former();
+            self.former.is_known_to_all();
         }
-        self.former.hand_over(&self.tracker.table, &self.publisher.current());
+        self.former.hand_over(&self.tracker.table, &self.publisher.current(), &self.desired);
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
     }
@@ -597,22 +599,6 @@ impl Engine {
         let id = PortId(self.next_port);
         self.next_port += 1;
         id
-    }
-
-    /// A device number that no worker's tables know: flows of a closed device must not reach the next one.
-    fn new_device(&mut self) -> Option<DeviceId> {
-        let live = self.publisher.slowest();
-        if self.retired_devices.front().is_some_and(|(_, epoch)| *epoch <= live) {
-            return self.retired_devices.pop_front().map(|(id, _)| id);
-        }
-        let id = DeviceId(self.next_device);
-        self.next_device = self.next_device.checked_add(1)?;
-        Some(id)
-    }
-
-    fn retire_device(&mut self, id: DeviceId) {
-        let next = Epoch(self.publisher.epoch().0 + 1);
-        self.retired_devices.push_back((id, next));
     }
 }
 

@@ -221,7 +221,7 @@ pub struct Sizes {
 }
 
 /// Connections in memory of their own.
-fn tracker(capacity: u32, rate: TicksPerSecond) -> Tracker {
+fn tracker(capacity: u32, shares: Shares, rate: TicksPerSecond) -> Tracker {
     let plan = conntrack::Plan { capacity, owners: 1 << 16, workers: 1 };
     let memory = conntrack::Memory::private(plan.capacity).expect("memory for the test's connections");
     // Of no meaning, but as irregular as a real one.
@@ -232,10 +232,25 @@ fn tracker(capacity: u32, rate: TicksPerSecond) -> Tracker {
         table: Arc::new(table),
         affinity: Arc::new(Affinity::with_capacity(1024)),
         settings: conntrack::Settings::default(),
-        share: conntrack::Limits::NONE,
+        share: shares.endpoint,
+        outside: shares.outside,
         clock: RegionClock { origin: Ticks(0), rate },
         worker: conntrack::WorkerId(0),
     }
+}
+
+/// What may be had of a node's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    /// By an endpoint that is told no number of its own.
+    pub endpoint: conntrack::Share,
+    /// By everybody beyond the node, together.
+    pub outside: conntrack::Share,
+}
+
+impl Shares {
+    /// All of them.
+    pub const WHOLE: Shares = Shares { endpoint: conntrack::Share::WHOLE, outside: conntrack::Share::WHOLE };
 }
 
 /// As [`node`], of these sizes.
@@ -244,6 +259,15 @@ fn tracker(capacity: u32, rate: TicksPerSecond) -> Tracker {
 /// As [`node`].
 #[must_use]
 pub fn node_of(objects: &str, underlay_addresses: &[IpAddr], sizes: Sizes) -> Testbed {
+    node_sharing(objects, underlay_addresses, sizes, Shares::WHOLE)
+}
+
+/// As [`node_of`], its connections shared like this.
+///
+/// # Panics
+/// As [`node`].
+#[must_use]
+pub fn node_sharing(objects: &str, underlay_addresses: &[IpAddr], sizes: Sizes, shares: Shares) -> Testbed {
     let Sizes { flows, chunks, connections } = sizes;
     let name = "node1".parse().expect("a valid name");
     let mut desired = Desired::new(Node { name, mac: None }, None);
@@ -263,7 +287,7 @@ pub fn node_of(objects: &str, underlay_addresses: &[IpAddr], sizes: Sizes) -> Te
     let events = Arc::<Events>::default();
     let (commands, receiver) = unbounded();
     let region = Region::map(chunks, Hugepages::Auto).expect("memory for the test's packets");
-    let tracker = connections.map(|capacity| tracker(capacity, rate));
+    let tracker = connections.map(|capacity| tracker(capacity, shares, rate));
     let plan = Plan {
         id: 0,
         cpu: None,

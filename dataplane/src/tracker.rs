@@ -5,7 +5,7 @@ use std::sync::Arc;
 use penstock_io::Ticks;
 use penstock_io::shared::RegionClock;
 
-use crate::conntrack::{Limits, Seconds, Settings, Table, WorkerId};
+use crate::conntrack::{Seconds, Settings, Share, Table, WorkerId};
 use crate::tables::service::Affinity;
 
 /// The connections of the node, as one worker meets them.
@@ -18,7 +18,9 @@ pub struct Tracker {
     /// How connections are tracked.
     pub settings: Settings,
     /// What one endpoint may have unless it is told otherwise.
-    pub share: Limits,
+    pub share: Share,
+    /// What may be opened from beyond this node, all together.
+    pub outside: Share,
     /// The clock that the table's times are told by.
     pub clock: RegionClock,
     /// The worker that asks.

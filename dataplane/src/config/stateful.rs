@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use penstock_api::model::{Name, PortRange, Prefix};
 use serde::Deserialize;
 
+use crate::conntrack::Share;
 use crate::tables::desired::Desired;
 
 /// Connections that the table holds when the file names none: with their share of the index about 128 MiB.
@@ -22,9 +23,14 @@ const MAX_TIMEOUT: u32 = 365 * 86400;
 pub struct Connections {
     /// Connections that the table holds.
     pub capacity: u32,
-    /// Of these, what one endpoint's may take, in percent. An endpoint's own `max-connections` counts before it.
+    /// Of these, what one endpoint's may take, in percent, whoever opened them. An endpoint's own `max-connections` counts
+    /// before it.
     pub endpoint_percent: u32,
-    /// Of these, what one endpoint's connections may take whose handshake is not done, in percent.
+    /// Of these, what connections may take that are opened from beyond this node, all together, in percent: the rest is for
+    /// the node and its endpoints.
+    pub outside_percent: u32,
+    /// Of these, what connections may take whose handshake is not done, in percent: those of one endpoint, and those that
+    /// are opened from beyond this node.
     pub half_open_percent: u32,
     /// Whether TCP and SCTP connections whose beginning was not seen are taken up (the kernel's
     /// `nf_conntrack_tcp_loose`).
@@ -40,6 +46,7 @@ impl Default for Connections {
         Connections {
             capacity: DEFAULT_CAPACITY,
             endpoint_percent: 50,
+            outside_percent: 75,
             half_open_percent: 10,
             pick_up: true,
             region: None,
@@ -55,11 +62,21 @@ impl Connections {
         self.region.clone().unwrap_or_else(|| socket.with_extension("connections"))
     }
 
-    /// How many connections one endpoint may have, and how many of them half open.
+    /// What one endpoint may have.
     #[must_use]
-    pub fn endpoint_share(&self) -> (u32, u32) {
+    pub fn endpoint_share(&self) -> Share {
+        self.share_of(self.endpoint_percent)
+    }
+
+    /// What those beyond this node may have opened, all together.
+    #[must_use]
+    pub fn outside_share(&self) -> Share {
+        self.share_of(self.outside_percent)
+    }
+
+    fn share_of(&self, percent: u32) -> Share {
         let of_capacity = |percent: u32| (u64::from(self.capacity) * u64::from(percent) / 100).max(1) as u32;
-        (of_capacity(self.endpoint_percent), of_capacity(self.half_open_percent))
+        Share { connections: of_capacity(percent), half_open: of_capacity(self.half_open_percent) }
     }
 
     /// Tells `add` every key at fault, with the problem and the mend.
@@ -68,9 +85,11 @@ impl Connections {
             let mend = format!("choose {MIN_CAPACITY} to {MAX_CAPACITY} connections");
             add("capacity", format!("a table of {} connections cannot be", self.capacity), &mend);
         }
-        for (key, percent) in
-            [("endpoint-percent", self.endpoint_percent), ("half-open-percent", self.half_open_percent)]
-        {
+        for (key, percent) in [
+            ("endpoint-percent", self.endpoint_percent),
+            ("outside-percent", self.outside_percent),
+            ("half-open-percent", self.half_open_percent),
+        ] {
             if !(1..=100).contains(&percent) {
                 add(key, format!("{percent} is no part of a hundred"), "choose 1 to 100 percent");
             }

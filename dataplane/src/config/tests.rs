@@ -1,4 +1,5 @@
 use super::*;
+use crate::conntrack::Share;
 
 const GOOD: &str = r#"
 [node]
@@ -167,7 +168,9 @@ fn settings_that_a_running_daemon_keeps_are_named() {
 #[test]
 fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     let config = Config::parse(GOOD, "n").unwrap();
-    assert_eq!(config.connections.endpoint_share(), (1 << 19, (1 << 20) / 10));
+    let share = |connections| Share { connections, half_open: (1 << 20) / 10 };
+    assert_eq!(config.connections.endpoint_share(), share(1 << 19));
+    assert_eq!(config.connections.outside_share(), share(3 << 18));
     assert_eq!(config.connections.region(&config.socket), Path::new("/run/penstock/penstock.connections"));
     assert_eq!(config.services.node_ports, ["30000-32767".parse().unwrap()]);
     let said = said(&format!(
@@ -191,6 +194,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
         [connections]
         capacity = 7
         endpoint-percent = 0
+        outside-percent = 0
         half-open-percent = 101
         region = \"here\"
         timeouts-s = {{ udp = 0, tcp-established = 86400 }}
@@ -201,6 +205,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     for part in [
         "[connections], `capacity`: a table of 7 connections",
         "[connections], `endpoint-percent`: 0",
+        "[connections], `outside-percent`: 0",
         "[connections], `half-open-percent`: 101",
         "[connections], `region`: \"here\" is no absolute path",
         "[connections], `timeouts-s.udp`: 0 seconds",
@@ -208,7 +213,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     ] {
         assert_says(&said, part);
     }
-    assert_eq!(said.len(), 6, "{said:#?}");
+    assert_eq!(said.len(), 7, "{said:#?}");
 }
 
 #[test]

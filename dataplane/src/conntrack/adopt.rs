@@ -3,11 +3,11 @@
 use std::io;
 
 use super::entry::{
-    self, BYTES, CONTROL, Connection, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, PARTIES,
-    Parties, REPLY,
+    self, CONTROL, Connection, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, PARTIES,
+    Parties, RECEIVER, REPLY, USES,
 };
 use super::life::{Marks, Seconds, State};
-use super::table::{Owner, Plan, Table};
+use super::table::{Plan, Table, WorkerId};
 use super::tuple::{Direction, HashSeed};
 use super::upkeep::binding_key;
 use super::words::{Memory, Ordering, Record};
@@ -64,7 +64,7 @@ impl Table {
                 bury(&table.records[index as usize]);
                 match last.replace(index) {
                     Some(before) => table.set_link(before, index + 1),
-                    None => table.lanes.lane(worker).begin_with(index),
+                    None => table.lanes.lane(WorkerId(worker)).begin_with(index),
                 }
             }
             if let Some(last) = last {
@@ -74,32 +74,6 @@ impl Table {
         adoption.kept = kept.len() as u32;
         table.count_bindings_uses(&kept);
         Ok((table, adoption))
-    }
-
-    /// Lets connections that count against nobody's share count against the share that `claim` names; returns how many
-    /// do. Any thread may do so beside the workers. Half-open connections stay nobody's: they are soon over or not.
-    pub fn reown(&self, claim: impl Fn(&Connection) -> Option<Owner>) -> u32 {
-        let mut claimed = 0;
-        for (reference, life) in (0..self.capacity()).filter_map(|index| self.living_at(index)) {
-            let Some(connection) = self.view(reference) else { continue };
-            let is_orphan = connection.parties.owner == Owner::NOBODY && !life.status.is_half_open();
-            if !is_orphan || life.status.state == State::Binding {
-                continue;
-            }
-            let Some(owner) = claim(&connection) else { continue };
-            let generation = reference.generation();
-            let (old, new) = (connection.parties, Parties { owner, ..connection.parties });
-            // Counted before: whoever ends the connection right after the exchange counts it off again.
-            if !self.join(owner, false) {
-                continue;
-            }
-            let word = &self.records[reference.index() as usize][PARTIES];
-            let (old, new) = (old.word(generation), new.word(generation));
-            let won = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            self.leave(if won { Owner::NOBODY } else { owner }, false);
-            claimed += u32::from(won);
-        }
-        claimed
     }
 
     /// Brings the buckets of an entry that is soon to be judged near, if there is one.
@@ -146,19 +120,21 @@ impl Table {
             self.find_at(places[at], tuple).is_none_or(|(by, _)| by.connection.index() == index)
         };
         let half_open = connection.status.is_half_open();
-        if !free(0, &original) || !free(1, &reply) || !self.join(parties.owner, half_open) {
+        if !free(0, &original) || !free(1, &reply) || !self.join(&parties, half_open) {
             return Verdict::Broken;
         }
         let placed = self.index.insert(places[0], Direction::Original, index)
             && (original == reply || self.index.insert(places[1], Direction::Reply, index));
         if !placed {
             self.index.remove(places[0], Direction::Original, index);
-            self.leave(parties.owner, half_open);
+            self.leave(&parties, half_open);
             return Verdict::Broken;
         }
-        record[PARTIES].store(parties.word(generation), Ordering::Relaxed);
+        for (at, word) in [PARTIES, RECEIVER].into_iter().zip(parties.words(generation)) {
+            record[at].store(word, Ordering::Relaxed);
+        }
         record[DECISION].store(Decision::default().word(generation), Ordering::Relaxed);
-        self.lanes.lane(0).begun(half_open);
+        self.lanes.lane(WorkerId(0)).begun(half_open);
         Verdict::Kept
     }
 
@@ -169,14 +145,14 @@ impl Table {
         };
         let is_binding = |life: &Life| life.status.state == State::Binding;
         for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_binding(life)) {
-            self.records[index][BYTES[0]].store(0, Ordering::Relaxed);
+            self.records[index][USES].store(0, Ordering::Relaxed);
         }
         let is_bound = |life: &Life| life.status.marks.has(Marks::BOUND);
         for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_bound(life)) {
             let record = &self.records[index];
             let key = binding_key(&entry::load_tuple(record, ORIGINAL), &entry::load_tuple(record, REPLY));
             if let Some((found, _)) = self.find_at(self.place(&key), &key) {
-                self.records[found.connection.index() as usize][BYTES[0]].fetch_add(1, Ordering::Relaxed);
+                self.records[found.connection.index() as usize][USES].fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crossbeam::utils::CachePadded;
 
+use super::table::WorkerId;
 use super::words::{AtomicU64, Ordering};
 
 macro_rules! counts {
@@ -81,7 +82,7 @@ pub(crate) struct Lane {
     half_open: AtomicU64,
 }
 
-/// All workers' corners.
+/// All workers' corners, and behind them that of the control thread.
 pub(crate) struct Lanes(Box<[CachePadded<Lane>]>);
 
 impl Lanes {
@@ -97,20 +98,25 @@ impl Lanes {
                 half_open: AtomicU64::new(0),
             })
         };
-        Lanes((0..workers).map(lane).collect())
+        Lanes((0..=workers).map(lane).collect())
     }
 
+    /// Workers.
     pub(crate) fn count(&self) -> usize {
-        self.0.len()
+        self.0.len() - 1
     }
 
-    pub(crate) fn lane(&self, worker: u16) -> &Lane {
-        &self.0[usize::from(worker) % self.0.len()]
+    pub(crate) fn lane(&self, worker: WorkerId) -> &Lane {
+        &self.0[self.place(worker)]
+    }
+
+    fn place(&self, worker: WorkerId) -> usize {
+        if worker == WorkerId::CONTROL { self.count() } else { usize::from(worker.0) % self.count() }
     }
 
     /// Every lane, a worker's own first.
-    pub(crate) fn from(&self, worker: u16) -> impl Iterator<Item = &Lane> {
-        let own = usize::from(worker) % self.0.len();
+    pub(crate) fn from(&self, worker: WorkerId) -> impl Iterator<Item = &Lane> {
+        let own = self.place(worker);
         self.0[own..].iter().chain(&self.0[..own]).map(|lane| &**lane)
     }
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 use penstock_io::shared::{Opened, SharedRegion};
 use penstock_io::{Ticks, TicksPerSecond};
 
-use super::model::{all, check_whole, churn, opening};
+use super::churn::{check_whole, churn};
+use super::model::{all, opening};
 use super::*;
 
-const PLAN: Plan = Plan { capacity: 512, owners: 8, workers: 2 };
+const PLAN: Plan = Plan { capacity: 512, owners: 16, workers: 2 };
 /// The directory of the region, in the environment of the process that is to be killed.
 const DIRECTORY: &str = "PENSTOCK_CHURN_IN";
 const NOW: Seconds = Seconds(1);
@@ -169,39 +170,77 @@ fn adoption_forgets_decisions_and_asks_whose_each_connection_is() {
         std::net::IpAddr::V4(v4) => v4.octets()[3],
         std::net::IpAddr::V6(_) => 0,
     };
-    let parties = Parties { owner: Owner::endpoint(5), backend: 6 };
+    let parties = Parties { owner: Owner::endpoint(5), receiver: Owner::endpoint(6), backend: 6 };
     let (table, adoption) =
         Table::over(memory, seed, plan, Seconds(32), |connection| (last(connection) != 4).then_some(parties))
             .unwrap();
     assert_eq!(adoption, Adoption { kept: 1, expired: 2, disowned: 1, broken: 0 });
     let kept = all(&table);
     assert_eq!((kept[0].parties, kept[0].decision, last(&kept[0])), (parties, Decision::default(), 3));
-    assert_eq!((table.share(Owner::endpoint(5)), table.share(Owner::endpoint(1))), ((1, 0), (0, 0)));
+    let shares = [5, 6, 1].map(|number| table.share(Owner::endpoint(number)));
+    assert_eq!(shares, [(1, 0), (1, 0), (0, 0)]);
+}
+
+/// A connection of these parties from a host of that number.
+fn create(table: &Table, host: u8, state: State, parties: Parties) -> ConnectionRef {
+    let src = std::net::IpAddr::V4([10, 0, 0, host].into());
+    let tuple = model::tuple(6, src, "192.0.2.1".parse().unwrap(), 7, 80).unwrap();
+    let opening = Opening { parties, ..opening(tuple, Status::of(state), 1) };
+    table.create(WorkerId(0), &opening, Limits::NONE, &Settings::default(), NOW).unwrap()
+}
+
+fn empty(capacity: u32) -> Table {
+    let plan = Plan { capacity, ..PLAN };
+    let memory = Memory::private(capacity).unwrap();
+    Table::over(memory, HashSeed::new([1, 2]), plan, NOW, |_| None).unwrap().0
 }
 
 #[test]
-fn orphans_count_against_the_share_of_whoever_claims_them() {
-    let (seed, settings) = (HashSeed::new([1, 2]), Settings::default());
-    let plan = Plan { capacity: 16, ..PLAN };
-    let (table, _) = Table::over(Memory::private(16).unwrap(), seed, plan, NOW, |_| None).unwrap();
-    let [established, half_open, anothers] = [1, 2, 3].map(|number| {
-        let src = std::net::IpAddr::V4([10, 0, 0, number].into());
-        let tuple = model::tuple(6, src, "192.0.2.1".parse().unwrap(), 7, 80).unwrap();
-        let state = if number == 2 { State::SynSent } else { State::Established };
-        let mut opening = opening(tuple, Status::of(state), 1);
-        opening.parties.owner = if number == 3 { Owner::endpoint(3) } else { Owner::NOBODY };
-        table.create(WorkerId(0), &opening, Limits::NONE, &settings, NOW).unwrap()
-    });
-    let mine = Owner::endpoint(5);
-    assert_eq!(table.reown(|_| None), 0);
-    assert_eq!(table.reown(|_| Some(mine)), 1);
-    assert_eq!(table.reown(|_| Some(mine)), 0, "once");
-    let owner = |connection| table.view(connection).unwrap().parties.owner;
-    assert_eq!(owner(established), mine);
-    assert_eq!(owner(half_open), Owner::NOBODY);
-    assert_eq!(owner(anothers), Owner::endpoint(3));
-    let shares = || [mine, Owner::NOBODY, Owner::endpoint(3)].map(|owner| table.share(owner));
-    assert_eq!(shares(), [(1, 0), (1, 1), (1, 0)]);
+fn connections_pass_to_other_parties_and_the_shares_follow() {
+    let table = empty(16);
+    let (former, mine) = (Owner::FORMER, Owner::endpoint(5));
+    let of = |owner, receiver| Parties { owner, receiver, backend: 0 };
+    let open = create(&table, 1, State::Established, of(former, former));
+    let half_open = create(&table, 2, State::SynSent, of(former, Owner::NOBODY));
+    let anothers = create(&table, 3, State::Established, of(Owner::endpoint(3), Owner::NOBODY));
+    assert_eq!(table.resettle(0..16, |_| Fate::Stays), Resettled::default());
+    let claim = |connection: &Connection| {
+        let take = |owner| if owner == former { mine } else { owner };
+        let Parties { owner, receiver, .. } = connection.parties;
+        Fate::Passes(Parties { owner: take(owner), receiver: take(receiver), backend: 7 })
+    };
+    assert_eq!(table.resettle(0..16, claim), Resettled { passed: 3, ended: 0 });
+    assert_eq!(table.resettle(0..16, claim), Resettled::default(), "once");
+    let parties = |connection| table.view(connection).unwrap().parties;
+    assert_eq!(parties(open), Parties { owner: mine, receiver: mine, backend: 7 });
+    // Its handshake will be counted off against whom it was opened by.
+    assert_eq!(parties(half_open), Parties { backend: 7, ..of(former, Owner::NOBODY) });
+    assert_eq!(parties(anothers).owner, Owner::endpoint(3));
+    let shares = || [mine, former, Owner::endpoint(3)].map(|owner| table.share(owner));
+    assert_eq!(shares(), [(2, 0), (1, 1), (1, 0)]);
     while table.sweep(WorkerId(0), 16, Seconds(u32::MAX)).expired > 0 {}
     assert_eq!(shares(), [(0, 0); 3]);
+}
+
+#[test]
+fn connections_of_an_endpoint_that_is_gone_end_and_their_entries_are_free() {
+    let table = empty(8);
+    let (gone, stays) = (Owner::endpoint(1), Owner::endpoint(2));
+    let of = |owner, receiver| Parties { owner, receiver, backend: 0 };
+    let [opened, received, others] = [(1, of(gone, stays)), (2, of(stays, gone)), (3, of(stays, stays))]
+        .map(|(host, parties)| create(&table, host, State::Established, parties));
+    create(&table, 4, State::SynSent, of(gone, Owner::NOBODY));
+    let fate = |connection: &Connection| match connection.parties {
+        Parties { owner, receiver, .. } if owner == gone || receiver == gone => Fate::Ends,
+        _ => Fate::Stays,
+    };
+    assert_eq!(table.resettle(0..8, fate), Resettled { passed: 0, ended: 3 });
+    assert!(table.is_live(others) && !table.is_live(opened) && !table.is_live(received));
+    assert_eq!([gone, stays].map(|owner| table.share(owner)), [(0, 0), (2, 0)]);
+    assert_eq!((table.counts().live, table.counts().removed), (1, 3));
+    // Whoever creates finds the entries that the control thread freed.
+    for host in 10..17 {
+        create(&table, host, State::Established, of(stays, stays));
+    }
+    assert_eq!(table.counts().live, 8);
 }

@@ -4,10 +4,11 @@
 //!  0        1 .. 5          6                               7
 //!  control  original tuple  life                            decision          first cache line
 //!  8 .. 12      13       14 15
-//!  reply tuple  parties  bytes each way                                       second
+//!  reply tuple  parties  uses  receiver                                       second
 //!
 //!  control:  generation 32 | seal 32        odd: lives        life:      deadline 32 | status 16 | generation 16
-//!  parties:  owner 32 | backend 32                            decision:  epoch 32 | verdict 16 | generation 16
+//!  parties:  owner 24 | generation 8 | backend 32             decision:  epoch 32 | verdict 16 | generation 16
+//!  uses:     of a binding, connections that hold it           receiver:  owner 32 | generation 32
 //! ```
 //!
 //! Tuples never change while an entry lives. Life and decision carry the generation's lower half, so that a writer whose
@@ -15,7 +16,7 @@
 //! entry without it.
 
 use super::life::{Seconds, Status};
-use super::table::Owner;
+use super::shares::{Owner, parties_of};
 use super::tuple::{Direction, Tuple, fold};
 use super::words::{Ordering, Record, fence};
 
@@ -25,7 +26,8 @@ pub(crate) const LIFE: usize = 6;
 pub(crate) const DECISION: usize = 7;
 pub(crate) const REPLY: usize = 8;
 pub(crate) const PARTIES: usize = 13;
-pub(crate) const BYTES: [usize; 2] = [14, 15];
+pub(crate) const USES: usize = 14;
+pub(crate) const RECEIVER: usize = 15;
 /// In an entry that is free: the number of the next free one, plus one.
 pub(crate) const NEXT: usize = ORIGINAL;
 
@@ -92,20 +94,30 @@ impl Decision {
 /// Whose a connection is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parties {
-    /// Whose share it counts against.
+    /// Whoever opened it: it counts against that one's share ...
     pub owner: Owner,
+    /// ... and against that of the endpoint that it was opened to; nobody if that is not of this node.
+    pub receiver: Owner,
     /// The backend that a service chose; the number is the caller's own.
     pub backend: u32,
 }
 
 impl Parties {
-    /// With a part of the generation, so that a word that was read is not taken for the next connection's.
-    pub(crate) const fn word(self, generation: u32) -> u64 {
-        (self.owner.0 as u64) << 40 | ((generation & 0xff) as u64) << 32 | self.backend as u64
+    /// With the generation or a part of it, so that a word that was read is not taken for the next connection's.
+    pub(crate) const fn words(self, generation: u32) -> [u64; 2] {
+        [
+            (self.owner.0 as u64) << 40 | ((generation & 0xff) as u64) << 32 | self.backend as u64,
+            (self.receiver.0 as u64) << 32 | generation as u64,
+        ]
     }
 
-    pub(crate) const fn of(word: u64) -> Parties {
-        Parties { owner: Owner((word >> 40) as u32), backend: word as u32 }
+    pub(crate) const fn of(words: [u64; 2]) -> Parties {
+        let [parties, receiver] = words;
+        Parties {
+            owner: Owner((parties >> 40) as u32),
+            receiver: Owner((receiver >> 32) as u32),
+            backend: parties as u32,
+        }
     }
 }
 
@@ -155,8 +167,6 @@ pub struct Connection {
     pub parties: Parties,
     /// What was decided about it.
     pub decision: Decision,
-    /// Bytes that were told of, in the original direction and in the other.
-    pub bytes: [u64; 2],
 }
 
 impl Connection {
@@ -257,10 +267,10 @@ pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connecti
         return None;
     }
     let (original, reply) = (load_tuple(record, ORIGINAL), load_tuple(record, REPLY));
-    let [decision, parties] = [DECISION, PARTIES].map(|at| record[at].load(Ordering::Relaxed));
-    let bytes = BYTES.map(|at| record[at].load(Ordering::Relaxed));
-    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
+    let (decision, parties) = (record[DECISION].load(Ordering::Relaxed), parties_of(record));
+    // Behind the words above: parties that were taken away are seen with the death that came before.
     fence(Ordering::Acquire);
+    let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
     let whole =
         record[CONTROL].load(Ordering::Relaxed) == before && life.generation == reference.generation() as u16;
     whole.then_some(Connection {
@@ -269,8 +279,7 @@ pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connecti
         reply,
         status: life.status,
         deadline: life.deadline,
-        parties: Parties::of(parties),
+        parties,
         decision: Decision::of(decision, reference.generation()),
-        bytes,
     })
 }

@@ -1,12 +1,10 @@
 //! The life cycle of connections, as pure functions: a packet of each protocol opens, advances or ends one.
 
-use penstock_wire::{icmp, icmpv6, proto, sctp as wire_sctp, tcp as wire_tcp};
+use penstock_wire::tcp as wire_tcp;
 
+use super::sctp::{self, Chunks};
+use super::tcp;
 use super::tuple::Direction;
-use super::{sctp, tcp};
-
-/// Offset of the flags in a TCP header (RFC 9293 section 3.1).
-const TCP_FLAGS_AT: usize = 13;
 
 /// Whole seconds since some fixed moment that outlives the daemon, see `RegionClock::seconds`. Zero is no moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,14 +127,12 @@ impl Marks {
     pub const FIN_ORIGINAL: Marks = Marks(4);
     /// TCP: the other side has sent its FIN.
     pub const FIN_REPLY: Marks = Marks(8);
-    /// TCP: after a reset, the side that opened it goes on as if there had been none.
+    /// TCP, SCTP: after a reset or an abort, the side that opened it goes on as if there had been none.
     pub const UNRESET_ORIGINAL: Marks = Marks(16);
-    /// TCP: after a reset, the other side goes on as if there had been none.
+    /// TCP, SCTP: after a reset or an abort, the other side goes on as if there had been none.
     pub const UNRESET_REPLY: Marks = Marks(32);
     /// Its external address and port are those of a binding.
     pub const BOUND: Marks = Marks(64);
-    /// Its beginning was not seen.
-    pub const PICKED_UP: Marks = Marks(128);
 
     /// Whether all of `marks` are there.
     #[inline]
@@ -184,7 +180,7 @@ impl Status {
         Status { marks: self.marks.with(marks), ..self }
     }
 
-    const fn without(self, marks: Marks) -> Status {
+    pub(crate) const fn without(self, marks: Marks) -> Status {
         Status { marks: self.marks.without(marks), ..self }
     }
 
@@ -237,8 +233,8 @@ impl Status {
 pub enum Packet {
     /// A TCP segment with these flags.
     Tcp(u8),
-    /// An SCTP packet whose first chunk has this type.
-    Sctp(u8),
+    /// An SCTP packet with these chunks.
+    Sctp(Chunks),
     /// A UDP datagram.
     Udp,
     /// An ICMP echo: `request`, or reply.
@@ -250,28 +246,6 @@ pub enum Packet {
     Other,
 }
 
-impl Packet {
-    /// What a packet of `protocol` is whose transport header begins `segment`. `None` for ICMP other than echo, and for a
-    /// header cut short: a later fragment goes by its first.
-    #[inline]
-    #[must_use]
-    pub fn read(protocol: u8, segment: &[u8]) -> Option<Packet> {
-        let kind = || segment.first().copied();
-        match protocol {
-            proto::TCP => segment.get(TCP_FLAGS_AT).map(|flags| Packet::Tcp(*flags)),
-            proto::SCTP => segment.get(wire_sctp::HEADER_LEN).map(|chunk| Packet::Sctp(*chunk)),
-            proto::UDP => Some(Packet::Udp),
-            proto::ICMP => kind()
-                .filter(|kind| icmp::is_echo(*kind))
-                .map(|kind| Packet::Echo { request: kind == icmp::ECHO_REQUEST }),
-            proto::ICMPV6 => kind()
-                .filter(|kind| icmpv6::is_echo(*kind))
-                .map(|kind| Packet::Echo { request: kind == icmpv6::ECHO_REQUEST }),
-            _ => Some(Packet::Other),
-        }
-    }
-}
-
 /// Whether a packet must meet the slow path although its flow is known, since it may change its connection's state.
 ///
 /// The first reply needs no mention: it is the first packet of its own flow.
@@ -280,7 +254,7 @@ impl Packet {
 pub const fn leaves_fast_path(packet: Packet) -> bool {
     match packet {
         Packet::Tcp(flags) => tcp::leaves_fast_path(flags),
-        Packet::Sctp(chunk) => sctp::leaves_fast_path(chunk),
+        Packet::Sctp(chunks) => sctp::leaves_fast_path(chunks),
         Packet::Udp | Packet::Echo { .. } | Packet::Other => false,
     }
 }
@@ -429,7 +403,7 @@ impl Timeouts {
 pub fn open(packet: Packet, settings: &Settings) -> Result<Status, Invalid> {
     match packet {
         Packet::Tcp(flags) => tcp::open(flags, settings.pick_up),
-        Packet::Sctp(chunk) => sctp::open(chunk, settings.pick_up),
+        Packet::Sctp(chunks) => sctp::open(chunks, settings.pick_up),
         Packet::Udp => Ok(Status::of(State::UdpUnreplied)),
         Packet::Echo { request: true } => Ok(Status::of(State::EchoSent)),
         Packet::Echo { request: false } => Err(Invalid::Unsolicited),
@@ -452,7 +426,7 @@ fn one_way(status: Status, packet: Packet) -> Option<Status> {
     let opened = status.without(Marks::ASSURED).without(Marks::FIN_ORIGINAL);
     let (opens, ends) = match packet {
         Packet::Tcp(flags) => (flags & wire_tcp::SYN != 0, flags & (wire_tcp::FIN | wire_tcp::RST) != 0),
-        Packet::Sctp(chunk) => (chunk == wire_sctp::INIT, sctp::ends(chunk)),
+        Packet::Sctp(chunks) => (sctp::begins(chunks), sctp::ends(chunks)),
         Packet::Udp | Packet::Echo { .. } | Packet::Other => return None,
     };
     Some(if opens {
@@ -476,7 +450,7 @@ pub fn advance(status: Status, direction: Direction, packet: Packet) -> Step {
     let replied = if direction == Direction::Reply { status.marked(Marks::REPLIED) } else { status };
     match packet {
         Packet::Tcp(flags) => tcp::advance(status, direction, flags),
-        Packet::Sctp(chunk) => sctp::advance(status, direction, chunk),
+        Packet::Sctp(chunks) => sctp::advance(status, direction, chunks),
         Packet::Udp => Step::To(match (status.state, direction) {
             (State::UdpUnreplied, Direction::Reply) => replied.to(State::UdpReplied),
             // A question and its answer are no conversation: DNS must not fill the table with assured entries.
@@ -588,15 +562,21 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_read_from_its_transport_header() {
-        let segment: Vec<u8> = (0..20).collect();
-        assert_eq!(Packet::read(proto::TCP, &segment), Some(Packet::Tcp(13)));
-        assert_eq!(Packet::read(proto::SCTP, &segment), Some(Packet::Sctp(12)));
-        assert_eq!(Packet::read(proto::ICMP, &segment), Some(Packet::Echo { request: false }));
-        assert_eq!(Packet::read(proto::ICMPV6, &[128]), Some(Packet::Echo { request: true }));
-        assert_eq!(Packet::read(proto::ICMPV6, &segment), None);
-        assert_eq!(Packet::read(proto::TCP, &segment[..13]), None);
-        assert_eq!(Packet::read(47, &[]), Some(Packet::Other));
+    fn no_packet_makes_a_connection_half_open_that_was_not() {
+        // Or its owners' counts of such would not add up.
+        let tcp = (0..64).map(Packet::Tcp);
+        let sctp = (0..16).map(|chunk| Packet::Sctp(Chunks::only(chunk)));
+        for packet in tcp.chain(sctp) {
+            for (state, marks) in State::ALL.into_iter().flat_map(|state| (0..128).map(move |it| (state, it)))
+            {
+                let status = Status { state, marks: Marks(marks) };
+                for direction in [Direction::Original, Direction::Reply] {
+                    if let Step::To(next) = advance(status, direction, packet) {
+                        assert!(status.is_half_open() || !next.is_half_open(), "{status:?} {packet:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

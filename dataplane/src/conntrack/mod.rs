@@ -7,7 +7,7 @@
 //!              policy, services, routes -> Opening -> Table::create, or nat::open with a source port of a pool
 //!
 //!  index (private): bucket = { lock | spilled }, 14 x { tag, direction, entry }      rebuilt when a table is adopted
-//!  entries (shared): 128 bytes = { control, original tuple, life, decision | reply tuple, parties, bytes }
+//!  entries (shared): 128 bytes = { control, original tuple, life, decision | reply tuple, parties, uses, receiver }
 //! ```
 //!
 //! One table serves the node. Readers never lock; writers lock the one bucket that a tuple is at home in, and only to
@@ -24,6 +24,7 @@ pub mod life;
 pub mod nat;
 pub mod related;
 pub mod sctp;
+mod shares;
 pub mod table;
 pub mod tcp;
 mod tuple;
@@ -31,6 +32,9 @@ mod upkeep;
 mod words;
 
 // Two attributes each: clippy knows a test module by `cfg(test)` alone.
+#[cfg(test)]
+#[cfg(not(penstock_loom))]
+mod churn;
 #[cfg(test)]
 #[cfg(not(penstock_loom))]
 mod crash;
@@ -43,12 +47,17 @@ mod model;
 #[cfg(test)]
 #[cfg(not(penstock_loom))]
 mod nat_model;
+#[cfg(test)]
+#[cfg(not(penstock_loom))]
+mod oracle;
 
 pub use adopt::Adoption;
 pub use census::Counts;
 pub use entry::{Connection, ConnectionRef, Decision, Parties};
 pub use life::{Invalid, Packet, Seconds, Settings, State, Status, Timeouts};
-pub use table::{Limits, Match, Opening, Owner, Plan, Refused, Table, WorkerId};
+pub use sctp::Chunks;
+pub use shares::{Fate, Limits, Owner, Resettled, Share};
+pub use table::{Match, Opening, Plan, Refused, Table, WorkerId};
 pub use tuple::{Direction, HashSeed, NetworkId, Tuple};
 pub use upkeep::{Progress, Swept};
 pub use words::Memory;

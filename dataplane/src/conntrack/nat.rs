@@ -12,7 +12,8 @@
 //!
 //! With endpoint-independent mapping (RFC 4787 section 4.1) an internal address and port has a [binding](State::Binding)
 //! in the same table, which takes its external address and port for all destinations, and lives as long as a connection
-//! uses it.
+//! uses it. The mapping alone is independent of the endpoint: what comes in is filtered by address and port (RFC 4787
+//! section 5), since only a connection's answers are let in.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -20,9 +21,10 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::census::Count;
-use super::entry::{Connection, Decision, Parties};
+use super::entry::{Decision, Parties};
 use super::life::{Marks, Seconds, Settings, State, Status};
-use super::table::{Limits, Opening, Refused, Table, WorkerId};
+use super::shares::Limits;
+use super::table::{Opening, Refused, Table, WorkerId};
 use super::tuple::{Direction, HashSeed, NetworkId, Tuple, fold};
 
 /// Ports that are tried before a connection is refused.
@@ -246,7 +248,7 @@ fn open_free(
         }
         ahead = (ahead * 4).min(RUN as usize);
     }
-    table.lanes.lane(worker.0).note(Count::Exhausted);
+    table.lanes.lane(worker).note(Count::Exhausted);
     Err(Refused::Exhausted)
 }
 
@@ -282,7 +284,7 @@ fn open_bound(
             Err(refused) => return Err(refused),
         }
     }
-    table.lanes.lane(worker.0).note(Count::Exhausted);
+    table.lanes.lane(worker).note(Count::Exhausted);
     Err(Refused::Exhausted)
 }
 
@@ -299,7 +301,7 @@ fn use_binding(
     let outside = match table.hold_binding(key, settings, now) {
         Ok(held) => held?.inverse(),
         Err(refused) => {
-            table.lanes.lane(worker.0).note(Count::Contended);
+            table.lanes.lane(worker).note(Count::Contended);
             return Some(Err(refused));
         }
     };
@@ -324,17 +326,6 @@ fn candidates<'a>(
         let (address, port) = pool.candidate(&opening.forwarded, table.seed, slice, attempt)?;
         opening.forwarded.with_source(address, port)
     })
-}
-
-/// The internal address, port and network behind an external address and port that a binding has: whom a packet from
-/// anybody outside may be for. What may come in is policy's to say.
-#[must_use]
-pub fn inside_of(table: &Table, arrived: &Tuple) -> Option<(NetworkId, IpAddr, u16)> {
-    let key = arrived.inverse().to_anybody(NetworkId::default()).inverse();
-    let (found, life) = table.find_at(table.place(&key), &key)?;
-    let Connection { original, .. } = table.view(found.connection)?;
-    let is_binding = life.status.state == State::Binding && found.direction == Direction::Reply;
-    is_binding.then(|| (original.network(), original.src(), original.sport()))
 }
 
 #[cfg(test)]

@@ -7,41 +7,25 @@ use thiserror::Error;
 
 use super::census::{Count, Counts, Lane, Lanes};
 use super::entry::{
-    self, BYTES, CONTROL, Connection, ConnectionRef, DECISION, Decision, LIFE, Life, NEXT, ORIGINAL, PARTIES,
-    Parties, REPLY,
+    self, CONTROL, Connection, ConnectionRef, DECISION, Decision, LIFE, Life, NEXT, ORIGINAL, PARTIES,
+    Parties, RECEIVER, REPLY, USES,
 };
 use super::index::{Guard, Index, MOST_ENTRIES, Place};
 use super::life::{Seconds, Settings, State, Status};
+use super::shares::{Limits, Owner, counters, parties_of};
 use super::tuple::{Direction, HashSeed, Tuple};
 use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence, prefetch};
 
 /// The version of an entry's words: raised with every change of their meaning.
-const LAYOUT_VERSION: u32 = 2;
+const LAYOUT_VERSION: u32 = 3;
 
-/// A worker's number, from zero: one thread's at a time, since its counters have one writer. A control thread that
-/// removes connections has a number of its own, so [`Plan::workers`] counts it too, and it takes part in the sweep.
+/// A worker's number, from zero: one thread's at a time, since its counters have one writer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerId(pub u16);
 
-/// Whose share a connection counts against: an endpoint, or nobody.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Owner(pub(crate) u32);
-
-impl Owner {
-    /// Nobody: the host, the outside. Counted, never limited by itself unless [`Limits`] say so.
-    pub const NOBODY: Owner = Owner(0);
-
-    /// The endpoint of that number, which must be below [`Plan::owners`] minus one.
-    #[must_use]
-    pub const fn endpoint(number: u32) -> Owner {
-        Owner(number.saturating_add(1))
-    }
-
-    /// The endpoint's number.
-    #[must_use]
-    pub const fn number(self) -> Option<u32> {
-        self.0.checked_sub(1)
-    }
+impl WorkerId {
+    /// The thread beside the workers that ends connections and passes them on. It creates and sweeps none.
+    pub const CONTROL: WorkerId = WorkerId(u16::MAX);
 }
 
 /// What a table is made for.
@@ -49,7 +33,7 @@ impl Owner {
 pub struct Plan {
     /// Connections and bindings that it holds at most; up to 2^24 - 2.
     pub capacity: u32,
-    /// Owners that it counts for, nobody included; eight bytes each.
+    /// Owners that it counts for, see [`Owner::of_endpoints`](super::Owner::of_endpoints); eight bytes each.
     pub owners: u32,
     /// Threads that write to it and share its upkeep.
     pub workers: u16,
@@ -65,20 +49,6 @@ impl Plan {
             shape: self.capacity as u64,
         }
     }
-}
-
-/// What an owner may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections.
-    pub connections: u32,
-    /// Connections whose handshake is not done.
-    pub half_open: u32,
-}
-
-impl Limits {
-    /// As many as the table holds.
-    pub const NONE: Limits = Limits { connections: u32::MAX, half_open: u32::MAX };
 }
 
 /// A connection to be.
@@ -122,12 +92,12 @@ pub enum Refused {
     /// No entry is free, and none of those looked at could give way.
     #[error("the connection table is full of assured connections: raise its capacity")]
     Full,
-    /// Its owner has all the connections that it may have.
+    /// One whom it counts against has all the connections that it may have.
     #[error("the endpoint has as many connections as it may have")]
-    OwnerLimit,
-    /// Its owner has all the half-open connections that it may have.
+    OwnerLimit(Owner),
+    /// One whom it counts against has all the half-open connections that it may have.
     #[error("the endpoint has as many half-open connections as it may have: is it being flooded?")]
-    HalfOpenLimit,
+    HalfOpenLimit(Owner),
     /// The owner's number is beyond what the table was planned for.
     #[error("the table counts for fewer endpoints than there are: raise the number of owners")]
     UnknownOwner,
@@ -144,12 +114,10 @@ pub struct Table {
     pub(crate) records: &'static [Record],
     pub(crate) index: Index,
     pub(crate) lanes: Lanes,
-    /// Connections in the upper half, half-open ones in the lower.
-    owners: Box<[AtomicU64]>,
+    /// What each owner has.
+    pub(crate) shares: Box<[AtomicU64]>,
     pub(crate) seed: HashSeed,
 }
-
-const ONE_CONNECTION: u64 = 1 << 32;
 
 impl Table {
     /// A table without entries, all of them dead or not yet judged.
@@ -166,7 +134,7 @@ impl Table {
             records: &memory.records[..capacity],
             index: Index::for_entries(plan.capacity)?,
             lanes: Lanes::new(plan.workers, plan.capacity),
-            owners: (0..plan.owners.max(1)).map(|_| AtomicU64::new(0)).collect(),
+            shares: counters(plan.owners),
             seed,
         })
     }
@@ -180,20 +148,13 @@ impl Table {
     /// Bytes of memory, index and counters included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(self.records) + self.index.bytes() + size_of_val(&*self.owners)
+        size_of_val(self.records) + self.index.bytes() + size_of_val(&*self.shares)
     }
 
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.lanes.counts(self.capacity())
-    }
-
-    /// An owner's connections, and how many of them are half-open.
-    #[must_use]
-    pub fn share(&self, owner: Owner) -> (u32, u32) {
-        let word = self.owners.get(owner.0 as usize).map_or(0, |word| word.load(Ordering::Relaxed));
-        ((word >> 32) as u32, word as u32)
     }
 
     /// Brings near what a look-up of this tuple begins with.
@@ -262,7 +223,7 @@ impl Table {
     pub fn parties(&self, entries: std::ops::Range<u32>) -> impl Iterator<Item = Parties> {
         let records = self.records.get(entries.start as usize..entries.end as usize).unwrap_or_default();
         let live = records.iter().filter(|record| entry::lives(record[CONTROL].load(Ordering::Acquire)));
-        live.map(|record| Parties::of(record[PARTIES].load(Ordering::Relaxed)))
+        live.map(parties_of)
     }
 
     /// Creates a connection: both its directions are found from the same moment on, or neither.
@@ -280,11 +241,11 @@ impl Table {
         settings: &Settings,
         now: Seconds,
     ) -> Result<ConnectionRef, Refused> {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         let half_open = opening.status.is_half_open();
-        let created = self.enter(lane, opening.parties.owner, half_open, limits, now).and_then(|()| {
+        let created = self.enter(lane, &opening.parties, half_open, &limits, now).and_then(|()| {
             let created = self.place_new(worker, opening, settings, now);
-            created.inspect_err(|_| self.leave(opening.parties.owner, half_open))
+            created.inspect_err(|_| self.leave(&opening.parties, half_open))
         });
         match &created {
             Ok(_) => {
@@ -294,8 +255,8 @@ impl Table {
             Err(refused) => lane.note(match refused {
                 Refused::Taken { .. } => Count::Taken,
                 Refused::Full => Count::Full,
-                Refused::OwnerLimit | Refused::UnknownOwner => Count::OwnerLimit,
-                Refused::HalfOpenLimit => Count::HalfOpenLimit,
+                Refused::OwnerLimit(_) | Refused::UnknownOwner => Count::OwnerLimit,
+                Refused::HalfOpenLimit(_) => Count::HalfOpenLimit,
                 Refused::Contended => Count::Contended,
                 Refused::Exhausted => Count::Exhausted,
             }),
@@ -319,54 +280,6 @@ impl Table {
         })
     }
 
-    /// Counts a connection against its owner's share.
-    fn enter(
-        &self,
-        lane: &Lane,
-        owner: Owner,
-        half_open: bool,
-        limits: Limits,
-        now: Seconds,
-    ) -> Result<(), Refused> {
-        let share = self.owners.get(owner.0 as usize).ok_or(Refused::UnknownOwner)?;
-        let one = ONE_CONNECTION + u64::from(half_open);
-        // Twice: the second time one of the owner's own connections may have given way.
-        for attempt in 0..2 {
-            let before = share.fetch_add(one, Ordering::Relaxed);
-            let refused = if half_open && before as u32 >= limits.half_open {
-                Refused::HalfOpenLimit
-            } else if (before >> 32) as u32 >= limits.connections {
-                Refused::OwnerLimit
-            } else {
-                return Ok(());
-            };
-            share.fetch_sub(one, Ordering::Relaxed);
-            if attempt == 1 || !self.make_room(lane, Some(owner), now) {
-                return Err(refused);
-            }
-        }
-        Err(Refused::OwnerLimit)
-    }
-
-    pub(crate) fn leave(&self, owner: Owner, half_open: bool) {
-        if let Some(share) = self.owners.get(owner.0 as usize) {
-            share.fetch_sub(ONE_CONNECTION + u64::from(half_open), Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn join(&self, owner: Owner, half_open: bool) -> bool {
-        let share = self.owners.get(owner.0 as usize);
-        share.map(|share| share.fetch_add(ONE_CONNECTION + u64::from(half_open), Ordering::Relaxed)).is_some()
-    }
-
-    /// A connection of this owner's has done its handshake.
-    pub(crate) fn settle(&self, lane: &Lane, owner: Owner) {
-        lane.opened();
-        if let Some(share) = self.owners.get(owner.0 as usize) {
-            share.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
     fn place_new(
         &self,
         worker: WorkerId,
@@ -374,7 +287,7 @@ impl Table {
         settings: &Settings,
         now: Seconds,
     ) -> Result<ConnectionRef, Refused> {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         let reply = opening.forwarded.inverse();
         let places = [self.place(&opening.original), self.place(&reply)];
         // On their way while the entry is written.
@@ -397,10 +310,12 @@ impl Table {
         fence(Ordering::Release);
         entry::store_tuple(record, ORIGINAL, &opening.original);
         entry::store_tuple(record, REPLY, reply);
-        record[PARTIES].store(opening.parties.word(generation), Ordering::Relaxed);
+        for (at, word) in [PARTIES, RECEIVER].into_iter().zip(opening.parties.words(generation)) {
+            record[at].store(word, Ordering::Relaxed);
+        }
         // An exchange, so that a late decision about the entry's former connection comes before it or fails.
         record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
-        BYTES.iter().for_each(|&at| record[at].store(0, Ordering::Relaxed));
+        record[USES].store(0, Ordering::Relaxed);
         let life = Life { deadline, status: opening.status, generation: generation as u16 };
         record[LIFE].store(life.word(), Ordering::Relaxed);
         entry::control(generation, entry::seal(generation, &opening.original, reply))
@@ -460,9 +375,9 @@ impl Table {
             }
             link
         };
-        let pop = || self.lanes.from(worker.0).find_map(|lane| lane.pop(next));
+        let pop = || self.lanes.from(worker).find_map(|lane| lane.pop(next));
         pop().or_else(|| {
-            self.make_room(self.lanes.lane(worker.0), None, now);
+            self.make_room(self.lanes.lane(worker), None, now);
             pop()
         })
     }

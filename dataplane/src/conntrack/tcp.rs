@@ -56,7 +56,7 @@ pub const fn leaves_fast_path(flags: u8) -> bool {
 pub const fn open(flags: u8, pick_up: bool) -> Result<Status, Invalid> {
     match Segment::of(flags) {
         Some(Segment::Syn) => Ok(Status::of(State::SynSent)),
-        Some(Segment::Ack) if pick_up => Ok(Status::of(State::Established).marked(Marks::PICKED_UP)),
+        Some(Segment::Ack) if pick_up => Ok(Status::of(State::Established)),
         Some(_) => Err(Invalid::NotOpened),
         None => Err(Invalid::Nonsense),
     }
@@ -153,7 +153,8 @@ const fn unreset(status: Status, direction: Direction) -> Step {
         Direction::Reply => Marks::UNRESET_REPLY,
     });
     if status.marks.has(BOTH) {
-        Step::To(Status { state: State::Established, marks: status.marks.without(BOTH) })
+        // Both want it.
+        Step::To(status.without(BOTH).marked(Marks::ASSURED).to(State::Established))
     } else {
         Step::To(status)
     }

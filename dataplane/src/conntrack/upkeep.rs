@@ -2,11 +2,11 @@
 
 use super::census::{Count, Lane};
 use super::entry::{
-    self, BYTES, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, PARTIES, Parties,
-    REPLY,
+    self, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, REPLY, USES,
 };
 use super::life::{self, Invalid, Marks, Packet, Seconds, Settings, State, Status, Step};
-use super::table::{Owner, Table, WorkerId};
+use super::shares::{Owner, parties_of, take_parties};
+use super::table::{Table, WorkerId};
 use super::tuple::{Direction, Tuple};
 use super::words::{Ordering, Record, fence};
 
@@ -57,7 +57,7 @@ impl Table {
         settings: &Settings,
         now: Seconds,
     ) -> Progress {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         while let Some((record, life)) = self.living(connection) {
             let step = match life.status.state {
                 State::Binding => Step::Invalid(Invalid::OutOfTurn),
@@ -81,8 +81,8 @@ impl Table {
         Progress::Gone
     }
 
-    /// Notes that packets of a connection took the fast path in `direction` a moment ago; false if it is gone, and the
-    /// flow must go with it.
+    /// Notes that packets of a connection took the fast path in `direction` a moment ago; false if it is gone or is watched
+    /// packet by packet by now, e.g. since the other side ended it, so that the flow must go.
     pub fn keep_alive(
         &self,
         worker: WorkerId,
@@ -91,8 +91,11 @@ impl Table {
         settings: &Settings,
         now: Seconds,
     ) -> bool {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         while let Some((record, life)) = self.living(connection) {
+            if !life.status.is_cacheable() {
+                return false;
+            }
             let status = life::keep_alive(life.status, direction);
             let timeout = settings.timeouts.of(status);
             let barely = now.after(timeout).0.saturating_sub(life.deadline.0) <= timeout / SLACK;
@@ -118,19 +121,9 @@ impl Table {
         false
     }
 
-    /// Adds bytes that went in `direction`. A count that comes after the connection's end is lost, or, if its entry was
-    /// used again that instant, is another's: counts are for people.
-    pub fn account(&self, connection: ConnectionRef, direction: Direction, bytes: u64) {
-        if let Some((record, life)) = self.living(connection)
-            && life.status.state != State::Binding
-        {
-            record[BYTES[direction as usize]].fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
     /// Ends a connection; false if it was gone, or is a binding that connections still use.
     pub fn remove(&self, worker: WorkerId, connection: ConnectionRef) -> bool {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         while let Some((_, life)) = self.living(connection) {
             if life.status.state == State::Binding {
                 return self.retire_binding(lane, connection, life);
@@ -146,7 +139,7 @@ impl Table {
     ///
     /// Worker `n` of the plan's `workers` has the `n`th part, so all of them together look at every entry.
     pub fn sweep(&self, worker: WorkerId, budget: u32, now: Seconds) -> Swept {
-        let lane = self.lanes.lane(worker.0);
+        let lane = self.lanes.lane(worker);
         let std::ops::Range { start, end } = self.part(worker.0);
         let (start, end) = (u64::from(start), u64::from(end));
         let mut swept = Swept::default();
@@ -174,7 +167,8 @@ impl Table {
     }
 
     /// Makes a connection give way: one whose time is over, else the unassured one with the least time left among a few.
-    pub(crate) fn make_room(&self, lane: &Lane, of: Option<Owner>, now: Seconds) -> bool {
+    /// `of` tells whose it must be, and whether it must be half-open.
+    pub(crate) fn make_room(&self, lane: &Lane, of: Option<(Owner, bool)>, now: Seconds) -> bool {
         let capacity = u64::from(self.capacity());
         let mut oldest: Option<(ConnectionRef, Life)> = None;
         for look in 0..EARLY_MOST.min(2 * self.capacity()) {
@@ -185,8 +179,11 @@ impl Table {
             let turn = lane.early_turn().wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let index = ((turn >> 32) * capacity) >> 32;
             let Some((connection, life)) = self.living_at(index as u32) else { continue };
-            let parties = Parties::of(self.records[index as usize][PARTIES].load(Ordering::Relaxed));
-            let is_other = of.is_some_and(|owner| owner != parties.owner);
+            let is_other = of.is_some_and(|(owner, half_open)| {
+                let parties = parties_of(&self.records[index as usize]);
+                let is_theirs = owner == parties.owner || owner == parties.receiver;
+                !is_theirs || half_open && !life.status.is_half_open()
+            });
             if life.status.state == State::Binding || is_other {
                 continue;
             }
@@ -229,13 +226,13 @@ impl Table {
     ) -> bool {
         let new = Life { deadline: now.after(settings.timeouts.of(status)), status, ..old };
         // Read before the exchange: if it succeeds, the entry was the same connection's all along.
-        let parties = Parties::of(record[PARTIES].load(Ordering::Relaxed));
+        let parties = parties_of(record);
         let won = new == old
             || record[LIFE]
                 .compare_exchange(old.word(), new.word(), Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok();
         if won && old.status.is_half_open() && !status.is_half_open() {
-            self.settle(lane, parties.owner);
+            self.settle(lane, &parties);
         }
         won
     }
@@ -249,8 +246,7 @@ impl Table {
             return false;
         }
         let (original, reply) = (entry::load_tuple(record, ORIGINAL), entry::load_tuple(record, REPLY));
-        // Taken away, so that nobody is made its owner any more.
-        let parties = Parties::of(record[PARTIES].swap(0, Ordering::Relaxed));
+        let parties = take_parties(record);
         record[CONTROL].store(entry::control(connection.generation().wrapping_add(1), 0), Ordering::Release);
         // A reader that sees the free list's link in the tuple's place also sees that the entry is dead.
         fence(Ordering::Release);
@@ -262,7 +258,7 @@ impl Table {
             self.let_go_of_binding(&binding_key(&original, &reply));
         }
         let half_open = life.status.is_half_open();
-        self.leave(parties.owner, half_open);
+        self.leave(&parties, half_open);
         lane.note(why);
         lane.ended(half_open);
         self.give_free(lane, index);
@@ -282,7 +278,7 @@ impl Table {
         let Some((found, life)) = self.find_at(place, key) else { return Ok(None) };
         let record = &self.records[found.connection.index() as usize];
         // Bindings end under this lock only, so the entry stays what it is.
-        record[BYTES[0]].fetch_add(1, Ordering::Relaxed);
+        record[USES].fetch_add(1, Ordering::Relaxed);
         let renewed = Life { deadline: now.after(settings.timeouts.of(life.status)), ..life };
         record[LIFE].store(renewed.word(), Ordering::Release);
         Ok(Some(entry::load_tuple(record, REPLY)))
@@ -291,7 +287,7 @@ impl Table {
     /// Lets go of a binding: the sweep may forget it once nobody holds it.
     pub(crate) fn let_go_of_binding(&self, key: &Tuple) {
         if let Some((found, _)) = self.find_at(self.place(key), key) {
-            self.records[found.connection.index() as usize][BYTES[0]].fetch_sub(1, Ordering::Relaxed);
+            self.records[found.connection.index() as usize][USES].fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -300,7 +296,7 @@ impl Table {
         let record = &self.records[connection.index() as usize];
         let key = entry::load_tuple(record, ORIGINAL);
         let Some(_home) = self.index.lock(self.place(&key).home()) else { return false };
-        record[BYTES[0]].load(Ordering::Relaxed) == 0 && self.retire(lane, connection, life, Count::Expired)
+        record[USES].load(Ordering::Relaxed) == 0 && self.retire(lane, connection, life, Count::Expired)
     }
 }
 

@@ -98,6 +98,8 @@ fn shortage_event(shortage: &Shortage) -> proto::Event {
     let (what, object) = match cause {
         Cause::NatExhausted => ("ports", pool_key()),
         Cause::ConnectionsFull => ("connections", facts::NODE.to_owned()),
+        Cause::OutsideConnections => ("connections", facts::OUTSIDE.to_owned()),
+        Cause::OutsideHalfOpen => ("half-open connections", facts::OUTSIDE.to_owned()),
         Cause::EndpointHalfOpen => ("half-open connections", format!("endpoint \"{name}\"")),
         _ => ("connections", format!("endpoint \"{name}\"")),
     };

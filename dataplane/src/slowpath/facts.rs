@@ -16,6 +16,8 @@ use crate::tables::{Network, Snapshot};
 
 /// What stands in for the name of a pool where the node's own addresses do.
 pub(crate) const NODE: &str = "node";
+/// What stands in for the name of an endpoint where everybody beyond this node is meant.
+pub(crate) const OUTSIDE: &str = "outside";
 
 /// The state in the words of other connection tables: `SynSent` is "syn-sent".
 #[must_use]

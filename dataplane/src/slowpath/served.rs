@@ -42,7 +42,7 @@ pub fn admit(scene: Scene<'_>, zone: ZoneId, served_as: &ServedAs, packet: &Fact
     let services = &scene.snapshot.services;
     let protocol = Protocol::of(packet.proto).ok_or(Cause::NotServed)?;
     let (at, backend) = ((served_as.address, served_as.port), (packet.dst, packet.dport));
-    if !services.has_backend(network.vni, at, protocol, backend) {
+    if services.backend_of(network.vni, at, protocol, backend).is_none() {
         return Err(Cause::NotServed.into());
     }
     Stages { scene, tracker, zone, network, packet, watch: &mut () }.admit(asked, sent)

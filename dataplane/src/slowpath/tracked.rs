@@ -19,12 +19,12 @@ use super::link::link;
 use super::words::{describe_target, describe_tuple, matching_row};
 use super::{Facts, Scene, Verdict, Watch, Way, key_of};
 use crate::conntrack::{
-    Connection, Decision, Direction, Limits, Match, NetworkId, Opening, Owner, Parties, Progress, Refused,
-    Seconds, State, Status, Tuple, life, nat,
+    Connection, Decision, Direction, Match, NetworkId, Opening, Progress, Refused, Seconds, State, Status,
+    Tuple, life, nat,
 };
 use crate::drop::{Cause, Reason};
 use crate::flow::{TemplateId, Tracked};
-use crate::ledger::{Refusal, Ruled};
+use crate::ledger::Ruled;
 use crate::tables::service::{Answer, BackendId, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
 use crate::tables::{Endpoint, Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
@@ -116,12 +116,14 @@ impl<'a, W: Watch> Stages<'a, W> {
             return Err(cause.into());
         }
         let decision = Decision { epoch: self.snapshot().policies.epoch(), verdict };
-        let opening =
-            Opening { original: asked, forwarded: sent, status, parties: Parties::default(), decision };
-        match self.create(&opening, None) {
+        // The node that was asked counts it among its backend's.
+        let parties = self.parties(ends.to, 0);
+        let opening = Opening { original: asked, forwarded: sent, status, parties, decision };
+        self.meter(ends.to)?;
+        match self.create(&opening, ends.to, None) {
             // Another worker may have just opened it.
             Ok(_) | Err(Refused::Taken { ours: Direction::Original, .. }) => Ok(()),
-            Err(refused) => Err(refusal(refused).into()),
+            Err(refused) => Err(self.ran_out(refused, &opening, ends.to, None).into()),
         }
     }
 
@@ -287,14 +289,16 @@ impl<'a, W: Watch> Stages<'a, W> {
         // Its beginning was judged above; of what follows only one side is seen here.
         let one_way = || life::open_one_way(self.packet.life, &self.tracker.settings).ok();
         let status = if is_direct { one_way().unwrap_or(status) } else { status };
+        let to = match routed.target {
+            Target::Endpoint(endpoint) => self.snapshot().endpoints.get(*endpoint as usize),
+            _ => None,
+        };
+        let backend = chosen.map_or(0, |chosen| chosen.backend.number() + 1);
         let opening = Opening {
             original: tuple,
             forwarded: sent,
             status,
-            parties: Parties {
-                owner: self.owner(),
-                backend: chosen.map_or(0, |chosen| chosen.backend.number() + 1),
-            },
+            parties: self.parties(to, backend),
             decision: Decision { epoch: self.snapshot().policies.epoch(), verdict },
         };
         if self.scene.is_trial() {
@@ -302,10 +306,10 @@ impl<'a, W: Watch> Stages<'a, W> {
             let verdict = self.link(routed, &tuple, &leaves, Tracked::NONE, false);
             return Some(if is_direct { self.serve_directly(verdict, &tuple) } else { verdict });
         }
-        if let Err(cause) = self.meter(&routed) {
+        if let Err(cause) = self.meter(to) {
             return Some(Verdict::Drop(cause.into()));
         }
-        match self.create(&opening, pool.map(|pool| &**pool)) {
+        match self.create(&opening, to, pool) {
             Ok(connection) => {
                 let leaves = self.tracker.table.view(connection)?.leaves_as(Direction::Original);
                 let tracked = Tracked { connection, direction: Direction::Original };
@@ -314,75 +318,7 @@ impl<'a, W: Watch> Stages<'a, W> {
             }
             // Another worker has just opened it.
             Err(Refused::Taken { ours: Direction::Original, .. }) => None,
-            Err(refused) => {
-                let cause = refusal(refused);
-                self.ran_out(cause, &opening, pool);
-                Some(Verdict::Drop(cause.into()))
-            }
-        }
-    }
-
-    /// Whether both ends may have one more connection now.
-    fn meter(&self, routed: &Routed<'_>) -> Result<(), Cause> {
-        let Some(ledger) = self.scene.ledger else { return Ok(()) };
-        let snapshot = self.snapshot();
-        let to = match routed.target {
-            Target::Endpoint(endpoint) => snapshot.endpoints.get(*endpoint as usize),
-            _ => None,
-        };
-        let mut ends = snapshot.endpoint_in(self.zone).into_iter().chain(to);
-        ends.try_for_each(|endpoint| ledger.admit_connection(endpoint, self.scene.now))
-    }
-
-    fn create(
-        &self,
-        opening: &Opening,
-        pool: Option<&nat::Pool>,
-    ) -> Result<crate::conntrack::ConnectionRef, Refused> {
-        let Tracker { table, settings, worker, .. } = self.tracker;
-        let limits = self.limits();
-        let now = self.tracker.seconds(self.scene.now);
-        match pool {
-            Some(pool) => nat::open(table, *worker, opening, pool, limits, settings, now),
-            None => table.create(*worker, opening, limits, settings, now),
-        }
-    }
-
-    /// Tells what there was no more of when a connection could not be opened.
-    fn ran_out(&self, cause: Cause, opening: &Opening, pool: Option<&Arc<nat::Pool>>) {
-        let Some(ledger) = self.scene.ledger else { return };
-        let (limits, is_ipv4) = (self.limits(), opening.forwarded.src().is_ipv4());
-        let capacity = match cause {
-            Cause::ConnectionsFull => self.tracker.table.capacity().into(),
-            Cause::EndpointConnections => limits.connections.into(),
-            Cause::EndpointHalfOpen => limits.half_open.into(),
-            Cause::NatExhausted => pool.map_or(0, |pool| pool.size(is_ipv4)),
-            _ => return,
-        };
-        let snapshot = self.snapshot();
-        // The table is the node's as a whole.
-        let is_ones_own = cause != Cause::ConnectionsFull;
-        let endpoint = snapshot.endpoint_in(self.zone).filter(|_| is_ones_own);
-        let network = snapshot.networks.get(self.zone.network() as usize).filter(|_| is_ones_own);
-        let pool = pool.filter(|_| cause == Cause::NatExhausted);
-        ledger.refused(&Refusal { cause, endpoint, network, pool, capacity }, self.scene.now);
-    }
-
-    /// What whoever opens the connection may have.
-    fn limits(&self) -> Limits {
-        let Zone::Endpoint { endpoint, .. } = self.zone else { return Limits::NONE };
-        let told = self.snapshot().endpoints[endpoint as usize].max_connections;
-        let share = self.tracker.share;
-        Limits { connections: told.unwrap_or(share.connections), ..share }
-    }
-
-    /// Whose share the connection counts against: that of the endpoint which opens it.
-    fn owner(&self) -> Owner {
-        match self.zone {
-            Zone::Endpoint { endpoint, .. } => {
-                Owner::endpoint(self.snapshot().endpoints[endpoint as usize].device.0.into())
-            }
-            _ => Owner::NOBODY,
+            Err(refused) => Some(Verdict::Drop(self.ran_out(refused, &opening, to, pool).into())),
         }
     }
 
@@ -597,15 +533,5 @@ fn invalid(why: life::Invalid) -> Cause {
         life::Invalid::NotOpened => Cause::ConnectionNotOpened,
         life::Invalid::OutOfTurn => Cause::ConnectionOutOfTurn,
         life::Invalid::Unsolicited => Cause::Unsolicited,
-    }
-}
-
-fn refusal(refused: Refused) -> Cause {
-    match refused {
-        Refused::Full => Cause::ConnectionsFull,
-        Refused::OwnerLimit | Refused::UnknownOwner => Cause::EndpointConnections,
-        Refused::HalfOpenLimit => Cause::EndpointHalfOpen,
-        Refused::Contended | Refused::Taken { .. } => Cause::ConnectionContended,
-        Refused::Exhausted => Cause::NatExhausted,
     }
 }

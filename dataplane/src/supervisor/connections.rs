@@ -8,9 +8,10 @@ use penstock_io::shared::{Opened, SharedError, SharedRegion};
 use penstock_io::{Ticks, TicksPerSecond};
 use thiserror::Error;
 
+use super::former::as_former;
 use crate::config::Config;
 use crate::conntrack::{
-    HashSeed, Limits, Memory, Parties, Plan, Seconds, Settings, Table, Timeouts, WorkerId,
+    Connection, HashSeed, Memory, Owner, Plan, Seconds, Settings, Table, Timeouts, WorkerId,
 };
 use crate::tables::service::Affinity;
 use crate::tracker::Tracker;
@@ -41,17 +42,17 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<(Tracker, u3
         return Err(OpenError::Path(path));
     };
     let workers = config.cpus.len() as u16;
-    // A device's number is its endpoint's; one more owner is nobody.
-    let plan = Plan { capacity: settings.capacity, owners: u32::from(u16::MAX) + 2, workers };
+    // A device's number is its endpoint's.
+    let owners = Owner::of_endpoints(u32::from(u16::MAX) + 1);
+    let plan = Plan { capacity: settings.capacity, owners, workers };
     let now = Ticks::now();
     let (region, opened) = SharedRegion::open(directory, name, plan.layout(), now, rate)?;
     let region = region.leak();
     let (clock, seed) = (region.clock(), HashSeed::new(region.seed()));
     let seconds = Seconds(clock.seconds(now));
-    // Whose they are will be known when their endpoints are: until then they count against nobody's share.
+    let claim = |connection: &Connection| Some(as_former(connection.parties));
     let (table, adoption) =
-        Table::over(Memory::shared(region), seed, plan, seconds, |_| Some(Parties::default()))
-            .map_err(OpenError::Index)?;
+        Table::over(Memory::shared(region), seed, plan, seconds, claim).map_err(OpenError::Index)?;
     match opened {
         Opened::Fresh => tracing::info!("connections: a table for {} in {}", plan.capacity, path.display()),
         Opened::Adopted { .. } => tracing::info!(
@@ -65,12 +66,12 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<(Tracker, u3
             path.display()
         ),
     }
-    let (connections, half_open) = settings.endpoint_share();
     let tracker = Tracker {
         table: Arc::new(table),
         affinity: Arc::new(Affinity::with_capacity(AFFINE_CLIENTS)),
         settings: Settings { timeouts: timeouts(&settings.timeouts_s), pick_up: settings.pick_up },
-        share: Limits { connections, half_open },
+        share: settings.endpoint_share(),
+        outside: settings.outside_share(),
         clock,
         worker: WorkerId(0),
     };

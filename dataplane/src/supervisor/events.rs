@@ -149,13 +149,14 @@ impl Engine {
         }
         if self.former.is_over(now) {
             self.replace_former();
-            self.former.hand_over(&self.tracker.table, &self.publisher.current());
+            self.former.hand_over(&self.tracker.table, &self.publisher.current(), &self.desired);
         }
         if self.knowledge.expire(&self.view, now) {
             self.refresh(false).await;
         }
         self.probe().await;
         self.settle_generations();
+        self.end_departed();
         self.reclaim_backends();
     }
 

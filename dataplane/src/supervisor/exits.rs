@@ -169,9 +169,7 @@ impl Engine {
             (Some(why), true) => tracing::warn!("{owner}: closed: {why}"),
             (None, true) => tracing::info!("{owner}: closed"),
         }
-        if closed {
-            self.retire_device(device.id);
-        }
+        self.retire_device(owner, device.id, closed);
     }
 
     /// Ends in good order: lets nothing more in, forwards what is inside, then stops the workers and takes the uplinks'

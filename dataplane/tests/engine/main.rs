@@ -5,6 +5,7 @@
 mod answers;
 mod churn;
 mod conservation;
+mod endings;
 mod forwarding;
 mod fragments;
 mod limits;
@@ -13,6 +14,7 @@ mod refusals;
 mod related;
 mod served;
 mod services;
+mod shares;
 mod spoofing;
 mod stateful;
 mod told;

@@ -151,3 +151,36 @@ fn a_backend_that_is_chosen_anew_takes_the_clients_port_over() {
     let arrived = nodes[1].through(UPLINK, &sent, super::POD_B).remove(0);
     assert_eq!(ends(&flow(&arrived)), (CLIENT, ([10, 1, 2, 2], 8080)));
 }
+
+#[test]
+fn connections_for_a_service_count_at_the_backend_that_answers_directly() {
+    for (limits, cause) in [
+        ("connections-per-second = 3", Cause::EndpointConnectionRate),
+        ("max-connections = 3", Cause::EndpointConnections),
+    ] {
+        let mut nodes = nodes("geneve");
+        let mut endpoint = nodes[1].desired.endpoints().find(|it| it.name.as_str() == "a").unwrap().clone();
+        let told = penstock_api::file::parse_objects(
+            &objects("geneve").replacen("attachment", &format!("limits = {{ {limits} }}\nattachment"), 1),
+            "told",
+        );
+        endpoint.limits = told.unwrap().into_iter().find_map(|object| match object {
+            penstock_api::model::Object::Endpoint(it) if it.name.as_str() == "a" => it.limits,
+            _ => None,
+        });
+        nodes[1]
+            .desired
+            .apply(Change::Upsert(vec![penstock_api::model::Object::Endpoint(endpoint)]))
+            .unwrap();
+        nodes[1].publish();
+        let [asked, serving] = &mut nodes;
+        let mut arrived = 0;
+        for port in 50_000..50_008 {
+            let client = (CLIENT.0, port);
+            let frame = segment(testbed::NEXT_HOP_MAC.0, testbed::UPLINK_MAC.0, client, SERVICE, "S");
+            let sent = asked.through(UPLINK, &frame, UPLINK).remove(0);
+            arrived += serving.through(UPLINK, &sent, POD_A).len();
+        }
+        assert_eq!((arrived, serving.worker.drops(cause)), (3, 5), "{limits}");
+    }
+}

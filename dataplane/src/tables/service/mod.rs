@@ -250,20 +250,21 @@ impl Services {
         })
     }
 
-    /// Whether a service at this address and port, of whichever node the address is, has this backend: whom another node
-    /// says that its clients asked.
+    /// The backend of this address and port of a service at that address and port, of whichever node the address is: whom
+    /// another node says that its clients asked, or an earlier daemon of this one knew.
     #[must_use]
-    pub fn has_backend(
+    pub fn backend_of(
         &self,
         network: Vni,
         asked: (IpAddr, u16),
         protocol: Protocol,
         backend: (IpAddr, u16),
-    ) -> bool {
+    ) -> Option<BackendId> {
         let places = [Place::Address(network, asked.0), Place::Node];
-        places.into_iter().any(|place| {
-            let frontend = self.frontends.get(&FrontendKey { place, protocol, port: asked.1 });
-            frontend.is_some_and(|it| it.port.backends().iter().any(|it| (it.address, it.port) == backend))
+        places.into_iter().find_map(|place| {
+            let frontend = self.frontends.get(&FrontendKey { place, protocol, port: asked.1 })?;
+            let mut backends = frontend.port.backends().iter();
+            backends.find(|it| (it.address, it.port) == backend).map(|it| it.id)
         })
     }
 
