@@ -34,12 +34,12 @@ use tokio::sync::watch;
 pub use device::{Device, Facts, Owner, Queue};
 pub use events::{Reply, Request};
 pub(crate) use exits::answer;
+pub use steering::Overshadowed;
 pub use watchdog::Pace;
 
 use crate::config::Config;
 use crate::control::HealthCheck;
 use crate::flow::DeviceId;
-use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
 use crate::port::{OwnedPort, PortId};
@@ -55,6 +55,7 @@ use crate::worker::{Handle, Plan};
 use deal::Deal;
 use device::{Spec, Surroundings};
 use former::Former;
+use steering::TakenPorts;
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -148,8 +149,8 @@ pub struct Engine {
     former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
-    /// The ports that the kernel is kept away from.
-    ports_kept: PortsKept,
+    /// The ports of the node that are taken from its kernel and programs.
+    taken_ports: TakenPorts,
     devices: BTreeMap<Owner, Device>,
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
@@ -183,7 +184,8 @@ impl Engine {
         let (view, watcher) = Watcher::start().await?;
         let events = Arc::<Events>::default();
         let desired = Desired::new(config.node.clone(), config.host.clone())
-            .with_node_ports(config.services.node_ports.clone());
+            .with_node_ports(config.services.node_ports.clone())
+            .with_source_ports(config.services.source_ports);
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
         let author = Author::new(config.services.zone.clone(), rate)
             .for_workers(config.cpus.len() as u16)
@@ -208,7 +210,7 @@ impl Engine {
             tracker,
             former: Former::that_left(adopted, now),
             shown: Arc::default(),
-            ports_kept: PortsKept::default(),
+            taken_ports: TakenPorts::recorded_in(config.socket.with_extension("reserved-ports")),
             started: now,
             kernel,
             view,
@@ -351,7 +353,7 @@ impl Engine {
         let snapshot = self.compile(&underlay);
         self.underlay = underlay;
         let rules = steering::rules(&self.desired, &snapshot);
-        self.ports_kept.keep(&rules.snat_ranges);
+        self.taken_ports.take(&rules);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
         self.author.published(epoch);
@@ -360,6 +362,9 @@ impl Engine {
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
         steering::steer(&mut self.devices, &rules, self.former.rules_count());
+        if !self.former.rules_count() {
+            self.taken_ports.settle();
+        }
         let used = self.knowledge.used(&self.desired, &self.devices);
         self.upkeep.set_used(used);
     }

@@ -170,6 +170,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     assert_eq!(config.connections.endpoint_share(), (1 << 19, (1 << 20) / 10));
     assert_eq!(config.connections.region(&config.socket), Path::new("/run/penstock/penstock.connections"));
     assert_eq!(config.services.node_ports, ["30000-32767".parse().unwrap()]);
+    assert_eq!(config.services.source_ports, "49152-65535".parse().unwrap());
     let said = said(&format!(
         "{GOOD}
         [connections]
@@ -196,6 +197,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
         timeouts-s = {{ udp = 0, tcp-established = 86400 }}
         [services]
         node-ports = [\"30000-31000\", 31000]
+        source-ports = \"31000-31999\"
         "
     ));
     for part in [
@@ -205,10 +207,12 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
         "[connections], `region`: \"here\" is no absolute path",
         "[connections], `timeouts-s.udp`: 0 seconds",
         "[services], `node-ports[1]`: 31000 overlaps 30000-31000",
+        "[services], `source-ports`: 31000-31999 overlaps the node ports 30000-31000",
+        "[services], `source-ports`: 31000-31999 overlaps the node ports 31000",
     ] {
         assert_says(&said, part);
     }
-    assert_eq!(said.len(), 6, "{said:#?}");
+    assert_eq!(said.len(), 8, "{said:#?}");
 }
 
 #[test]

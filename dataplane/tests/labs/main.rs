@@ -18,6 +18,7 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod ports;
 mod restart;
 mod served;
 mod services;
