@@ -15,6 +15,7 @@ mod events;
 mod exits;
 mod former;
 mod reclaim;
+mod refused;
 mod steering;
 mod underlay;
 mod watchdog;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 pub use device::{Device, Facts, Owner, Queue};
 pub use events::{Reply, Request};
 pub(crate) use exits::answer;
+pub use refused::RefusedChanges;
 pub use steering::Overshadowed;
 pub use watchdog::Pace;
 
@@ -55,6 +57,7 @@ use crate::worker::{Handle, Plan};
 use deal::Deal;
 use device::{Spec, Surroundings};
 use former::Former;
+use refused::Refusals;
 use steering::TakenPorts;
 use underlay::Knowledge;
 use watchdog::Watchdog;
@@ -134,6 +137,7 @@ pub struct Engine {
     knowledge: Knowledge,
     upkeep: Upkeep,
     events: Arc<Events>,
+    refusals: Refusals,
     publisher: Publisher<Snapshot>,
     /// Which generation each epoch held, newest last, from the oldest that a worker may still have.
     generations: VecDeque<(Epoch, u64)>,
@@ -216,6 +220,7 @@ impl Engine {
             view,
             knowledge: Knowledge::default(),
             upkeep: Upkeep::default(),
+            refusals: Refusals::told_to(&events),
             events,
             generations: [(publisher.epoch(), 0)].into(),
             publisher,
@@ -253,12 +258,12 @@ impl Engine {
         let must_open = !matches!(change, Change::Reload(..));
         let is_everything = matches!(change, Change::Resync(..));
         let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
-        let undo = self.desired.apply(change).map_err(Refusal::Faulty)?;
+        let undo = self.desired.apply(change).map_err(|faults| self.refusals.faulty(faults))?;
         let faults = check_capacity(&self.desired);
         let revised = if faults.is_empty() { self.author.revise(&self.desired) } else { Err(faults) };
         if let Err(faults) = revised {
             self.desired.revert(undo);
-            return Err(Refusal::Faulty(faults));
+            return Err(self.refusals.too_large(faults));
         }
         self.reconcile().await;
         if must_open {
@@ -269,7 +274,7 @@ impl Engine {
                 let _ = self.author.revise(&self.desired);
                 self.reconcile().await;
                 self.wait_until_live().await?;
-                return Err(Refusal::Faulty(faults));
+                return Err(self.refusals.not_opened(faults));
             }
         }
         if is_everything {
@@ -278,17 +283,6 @@ impl Engine {
         self.former.hand_over(&self.tracker.table, &self.publisher.current());
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
-    }
-
-    fn faults_of_new_devices(&self, known: &[(Owner, Spec)]) -> Vec<Fault> {
-        let new = device::wanted(&self.desired).into_iter().filter(|wanted| !known.contains(wanted));
-        let failed = new.filter_map(|(owner, _)| Some((self.waiting.get(&owner)?, owner)));
-        failed
-            .map(|(why, owner)| {
-                let key = if matches!(owner, Owner::Endpoint(_)) { "attachment" } else { "interface" };
-                Fault::new(owner.to_string(), key, why.clone(), "put that right and send the change again")
-            })
-            .collect()
     }
 
     /// Brings devices and tables to what is desired.
