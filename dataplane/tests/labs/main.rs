@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)]
 
 mod changes;
+mod churn;
 mod configurations;
 mod dissect;
 mod egress;
