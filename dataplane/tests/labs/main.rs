@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)]
 
+mod beyond;
 mod changes;
 mod churn;
 mod configurations;
@@ -9,6 +10,7 @@ mod dissect;
 mod egress;
 mod endpoints;
 mod frames;
+mod guarded;
 mod insight;
 mod kernel_vxlan;
 mod lab;
