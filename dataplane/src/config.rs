@@ -380,7 +380,9 @@ impl RawConfig {
         // What objects say of each other does not hang on the node's name, which may be what is missing.
         let nobody = || Node { name: "nobody".parse().expect("a valid name"), mac: None };
         let node = self.node.clone().unwrap_or_else(nobody);
-        let desired = Desired::new(node, self.host.clone()).with_node_ports(self.services.node_ports.clone());
+        let desired = Desired::new(node, self.host.clone())
+            .with_node_ports(self.services.node_ports.clone())
+            .with_source_ports(self.services.source_ports);
         let (desired, together) = desired.holding(self.objects.clone(), &self.unread);
         let together = together.into_iter().chain(check_capacity(&desired));
         faults.extend(together.map(in_file));

@@ -1,4 +1,4 @@
-//! What workers tell people: rules that log, and things that ran out.
+//! What workers tell people: rules that log, and things that ran out. The control thread has a journal too.
 //!
 //! ```text
 //!  worker: limiter -> its own queue --full or too many: lost, counted--> told with the next entry
@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
+use penstock_api::Fault;
 use penstock_io::{Ticks, TicksPerSecond};
 use penstock_policy::{DecisionId, Direction, Verdict};
 use tokio::sync::Notify;
@@ -44,6 +45,14 @@ impl Journal {
         Journal { entries: ArrayQueue::new(ENTRIES), wake }
     }
 
+    /// Writes an entry, if there is room for it.
+    #[must_use]
+    pub fn write(&self, entry: Entry) -> bool {
+        let fits = self.entries.push(entry).is_ok();
+        self.wake.notify_one();
+        fits
+    }
+
     /// The oldest entry.
     #[must_use]
     pub fn next(&self) -> Option<Entry> {
@@ -69,6 +78,8 @@ pub enum What {
     Rule(RuleMet),
     /// Something ran out.
     Shortage(Shortage),
+    /// A change of the configuration is more than the tables hold, and was refused for these faults.
+    TooLarge(Vec<Fault>),
 }
 
 /// A packet that a rule which logs has met.
@@ -177,11 +188,8 @@ impl Writer {
     }
 
     fn write(&self, at: Ticks, what: What) {
-        match self.journal.entries.push(Entry { at, lost: self.lost.get(), what }) {
-            Ok(()) => self.lost.set(0),
-            Err(_) => self.lost.set(self.lost.get() + 1),
-        }
-        self.journal.wake.notify_one();
+        let lost = self.lost.get();
+        self.lost.set(if self.journal.write(Entry { at, lost, what }) { 0 } else { lost + 1 });
     }
 }
 
@@ -207,7 +215,7 @@ mod tests {
         let entries = std::iter::from_fn(|| journal.next());
         let refused = |entry: Entry| match entry.what {
             What::Shortage(shortage) => shortage.refused,
-            What::Rule(_) => panic!("no rule logged"),
+            other => panic!("{other:?}"),
         };
         entries.map(refused).collect()
     }

@@ -12,6 +12,7 @@
 
 mod decode;
 pub mod host;
+mod listeners;
 mod ports;
 mod requests;
 pub mod resolve;
@@ -26,7 +27,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use host::{GATEWAY_V4, GATEWAY_V6, HostPort};
-pub use ports::PortsKept;
+pub use listeners::{ListeningPort, listening_ports};
+pub use ports::{PortSet, PortsKept};
 pub use resolve::{Path, Unreachable};
 pub use upkeep::Upkeep;
 pub use view::{Change, KernelView, Link, Neighbour, NeighbourState};

@@ -16,6 +16,7 @@ mod events;
 mod exits;
 mod former;
 mod reclaim;
+mod refused;
 mod steering;
 mod underlay;
 mod watchdog;
@@ -35,11 +36,12 @@ use tokio::sync::watch;
 pub use device::{Device, Facts, Owner, Queue};
 pub use events::{Reply, Request};
 pub(crate) use exits::answer;
+pub use refused::RefusedChanges;
+pub use steering::Overshadowed;
 pub use watchdog::Pace;
 
 use crate::config::Config;
 use crate::control::HealthCheck;
-use crate::kernel::PortsKept;
 use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
 use crate::port::{OwnedPort, PortId};
@@ -56,6 +58,8 @@ use deal::Deal;
 use departed::Departures;
 use device::{Spec, Surroundings};
 use former::Former;
+use refused::Refusals;
+use steering::TakenPorts;
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -134,6 +138,7 @@ pub struct Engine {
     knowledge: Knowledge,
     upkeep: Upkeep,
     events: Arc<Events>,
+    refusals: Refusals,
     publisher: Publisher<Snapshot>,
     /// Which generation each epoch held, newest last, from the oldest that a worker may still have.
     generations: VecDeque<(Epoch, u64)>,
@@ -149,8 +154,8 @@ pub struct Engine {
     former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
-    /// The ports that the kernel is kept away from.
-    ports_kept: PortsKept,
+    /// The ports of the node that are taken from its kernel and programs.
+    taken_ports: TakenPorts,
     devices: BTreeMap<Owner, Device>,
     /// Devices that are asked for and cannot be opened, and why.
     waiting: BTreeMap<Owner, String>,
@@ -184,7 +189,8 @@ impl Engine {
         let (view, watcher) = Watcher::start().await?;
         let events = Arc::<Events>::default();
         let desired = Desired::new(config.node.clone(), config.host.clone())
-            .with_node_ports(config.services.node_ports.clone());
+            .with_node_ports(config.services.node_ports.clone())
+            .with_source_ports(config.services.source_ports);
         let rate = TicksPerSecond::measure(Duration::from_millis(20));
         let author = Author::new(config.services.zone.clone(), rate)
             .for_workers(config.cpus.len() as u16)
@@ -209,12 +215,13 @@ impl Engine {
             tracker,
             former: Former::that_left(adopted, now),
             shown: Arc::default(),
-            ports_kept: PortsKept::default(),
+            taken_ports: TakenPorts::recorded_in(config.socket.with_extension("reserved-ports")),
             started: now,
             kernel,
             view,
             knowledge: Knowledge::default(),
             upkeep: Upkeep::default(),
+            refusals: Refusals::told_to(&events),
             events,
             generations: [(publisher.epoch(), 0)].into(),
             publisher,
@@ -252,12 +259,12 @@ impl Engine {
         let must_open = !matches!(change, Change::Reload(..));
         let is_everything = matches!(change, Change::Resync(..));
         let known: Vec<(Owner, Spec)> = device::wanted(&self.desired);
-        let undo = self.desired.apply(change).map_err(Refusal::Faulty)?;
+        let undo = self.desired.apply(change).map_err(|faults| self.refusals.faulty(faults))?;
         let faults = check_capacity(&self.desired);
         let revised = if faults.is_empty() { self.author.revise(&self.desired) } else { Err(faults) };
         if let Err(faults) = revised {
             self.desired.revert(undo);
-            return Err(Refusal::Faulty(faults));
+            return Err(self.refusals.too_large(faults));
         }
         self.reconcile().await;
         if must_open {
@@ -268,7 +275,7 @@ impl Engine {
                 let _ = self.author.revise(&self.desired);
                 self.reconcile().await;
                 self.wait_until_live().await?;
-                return Err(Refusal::Faulty(faults));
+                return Err(self.refusals.not_opened(faults));
             }
         }
         if is_everything {
@@ -278,17 +285,6 @@ impl Engine {
         self.former.hand_over(&self.tracker.table, &self.publisher.current(), &self.desired);
         self.wait_until_live().await?;
         Ok(Live { generation: self.desired.generation(), took: began.elapsed() })
-    }
-
-    fn faults_of_new_devices(&self, known: &[(Owner, Spec)]) -> Vec<Fault> {
-        let new = device::wanted(&self.desired).into_iter().filter(|wanted| !known.contains(wanted));
-        let failed = new.filter_map(|(owner, _)| Some((self.waiting.get(&owner)?, owner)));
-        failed
-            .map(|(why, owner)| {
-                let key = if matches!(owner, Owner::Endpoint(_)) { "attachment" } else { "interface" };
-                Fault::new(owner.to_string(), key, why.clone(), "put that right and send the change again")
-            })
-            .collect()
     }
 
     /// Brings devices and tables to what is desired.
@@ -353,7 +349,7 @@ impl Engine {
         let snapshot = self.compile(&underlay);
         self.underlay = underlay;
         let rules = steering::rules(&self.desired, &snapshot);
-        self.ports_kept.keep(&rules.snat_ranges);
+        self.taken_ports.take(&rules);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
         self.author.published(epoch);
@@ -362,6 +358,9 @@ impl Engine {
         self.generations.push_back((epoch, generation));
         self.workers.iter().for_each(Handle::ring);
         steering::steer(&mut self.devices, &rules, self.former.rules_count());
+        if !self.former.rules_count() {
+            self.taken_ports.settle();
+        }
         let used = self.knowledge.used(&self.desired, &self.devices);
         self.upkeep.set_used(used);
     }

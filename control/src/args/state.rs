@@ -97,6 +97,8 @@ enum Kind {
     Rule,
     /// Something ran out: connections, ports of a NAT pool, a limit
     Exhaustion,
+    /// A change of the configuration was refused because it does not fit
+    Refusal,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +125,7 @@ impl Events {
         let kind = |kind: Kind| match kind {
             Kind::Rule => EventKind::Rule,
             Kind::Exhaustion => EventKind::Exhaustion,
+            Kind::Refusal => EventKind::Refusal,
         };
         EventOrder {
             kinds: self.kinds.into_iter().map(kind).collect(),

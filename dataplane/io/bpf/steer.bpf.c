@@ -62,10 +62,12 @@ struct node_port {
 	__be16 port;
 };
 
-/* Both ends included, host byte order. */
-struct port_range {
-	__u16 first;
-	__u16 last;
+/* An address and the bits that a run of its ports begin with: any list of ranges is a few of these. */
+struct port_prefix {
+	__u32 bits;
+	struct address address;
+	__be16 port;
+	__u8 zero[2];
 };
 
 struct prefix4 {
@@ -162,11 +164,12 @@ struct {
 } node_ports SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct address);
-	__type(value, struct port_range);
-} snat_ranges SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct port_prefix);
+	__type(value, __u8);
+} snat_ports SEC(".maps");
 
 /* Packets whose first fragment was taken: the later ones, which carry no ports, go with it. Those seen longest ago give way. */
 struct {
@@ -196,10 +199,9 @@ static __always_inline bool is_endpoint(const struct address *address)
 
 static __always_inline bool is_snat_port(const struct address *address, __be16 port)
 {
-	const struct port_range *range = bpf_map_lookup_elem(&snat_ranges, address);
-	__u16 number = bpf_ntohs(port);
+	struct port_prefix key = { .bits = 8 * (sizeof(key.address) + sizeof(key.port)), .address = *address, .port = port };
 
-	return range && number >= range->first && number <= range->last;
+	return bpf_map_lookup_elem(&snat_ports, &key) != NULL;
 }
 
 static __always_inline bool is_node_port(const struct address *address, __u8 protocol, __be16 port)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use penstock_api::model::{Name, PortRange, Prefix};
+use penstock_api::model::{Name, NatPool, PortRange, Prefix};
 use serde::Deserialize;
 
 use crate::conntrack::Share;
@@ -184,6 +184,9 @@ pub struct Services {
     pub node_ports: Vec<PortRange>,
     /// The addresses at which node ports answer; those of the uplinks when empty.
     pub node_port_addresses: Vec<Prefix>,
+    /// The ports by which the node stands in for clients whose answers must come back through it. As soon as there is a
+    /// service, they are taken from the kernel at the uplinks' addresses.
+    pub source_ports: PortRange,
     /// The zone that the node is in, for services that prefer backends of their clients' zone.
     pub zone: Option<Name>,
 }
@@ -193,6 +196,7 @@ impl Default for Services {
         Services {
             node_ports: vec![Desired::default_node_ports()],
             node_port_addresses: Vec::new(),
+            source_ports: NatPool::default_ports(),
             zone: None,
         }
     }
@@ -205,6 +209,11 @@ impl Services {
             if let Some(earlier) = self.node_ports[..i].iter().find(|earlier| earlier.overlaps(*range)) {
                 let problem = format!("{range} overlaps {earlier}");
                 add(&format!("node-ports[{i}]"), problem, "give ranges that have no port in common");
+            }
+            // A packet to a node port would be taken for an answer.
+            if range.overlaps(self.source_ports) {
+                let problem = format!("{} overlaps the node ports {range}", self.source_ports);
+                add("source-ports", problem, "choose ports that are no node ports");
             }
         }
     }

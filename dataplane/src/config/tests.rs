@@ -173,6 +173,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     assert_eq!(config.connections.outside_share(), share(3 << 18));
     assert_eq!(config.connections.region(&config.socket), Path::new("/run/penstock/penstock.connections"));
     assert_eq!(config.services.node_ports, ["30000-32767".parse().unwrap()]);
+    assert_eq!(config.services.source_ports, "49152-65535".parse().unwrap());
     let said = said(&format!(
         "{GOOD}
         [connections]
@@ -200,6 +201,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
         timeouts-s = {{ udp = 0, tcp-established = 86400 }}
         [services]
         node-ports = [\"30000-31000\", 31000]
+        source-ports = \"31000-31999\"
         "
     ));
     for part in [
@@ -210,10 +212,12 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
         "[connections], `region`: \"here\" is no absolute path",
         "[connections], `timeouts-s.udp`: 0 seconds",
         "[services], `node-ports[1]`: 31000 overlaps 30000-31000",
+        "[services], `source-ports`: 31000-31999 overlaps the node ports 30000-31000",
+        "[services], `source-ports`: 31000-31999 overlaps the node ports 31000",
     ] {
         assert_says(&said, part);
     }
-    assert_eq!(said.len(), 7, "{said:#?}");
+    assert_eq!(said.len(), 8, "{said:#?}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! What workers wrote into their journals, in words, told to whoever watches.
+//! What workers and the supervisor wrote into their journals, in words, told to whoever watches.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_api::Fault;
 use penstock_api::proto::{self, event::Detail};
 use penstock_io::TicksPerSecond;
 use tokio::sync::broadcast;
@@ -16,6 +17,8 @@ use crate::supervisor::Engine;
 
 /// Events that somebody who watches may be behind.
 const BEHIND: usize = 4096;
+/// Faults of a refused change that are told; whoever made it gets all.
+const FAULTS_TOLD: usize = 16;
 /// How long entries gather before they are told: it spares the workers most of the wake-ups.
 const GATHER: Duration = Duration::from_millis(10);
 
@@ -47,6 +50,7 @@ fn event(timestamp_ns: u64, entry: &Entry) -> proto::Event {
     let event = match &entry.what {
         What::Rule(met) => rule_event(met),
         What::Shortage(shortage) => shortage_event(shortage),
+        What::TooLarge(faults) => refusal_event(faults),
     };
     proto::Event { timestamp_ns, lost: entry.lost, ..event }
 }
@@ -117,5 +121,41 @@ fn shortage_event(shortage: &Shortage) -> proto::Event {
             refused: *refused,
         })),
         ..proto::Event::default()
+    }
+}
+
+fn refusal_event(faults: &[Fault]) -> proto::Event {
+    let told: Vec<String> = faults.iter().take(FAULTS_TOLD).map(Fault::to_string).collect();
+    let more = match faults.len().saturating_sub(1) {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    };
+    let first = told.first().map_or("", String::as_str);
+    proto::Event {
+        sentence: format!(
+            "a change does not fit and was refused; what was configured before goes on: {first}{more}"
+        ),
+        detail: Some(Detail::Refusal(proto::RefusalEvent { count: faults.len() as u64, faults: told })),
+        ..proto::Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_change_is_told_with_its_first_faults_and_their_count() {
+        let faults: Vec<Fault> = (0..20)
+            .map(|i| Fault::new(format!("network \"n{i}\""), "", "does not fit", "take less"))
+            .collect();
+        let event = refusal_event(&faults);
+        assert!(
+            event.sentence.ends_with("network \"n0\": does not fit; take less (and 19 more)"),
+            "{event:?}"
+        );
+        let Some(Detail::Refusal(detail)) = event.detail else { panic!("no refusal") };
+        assert_eq!((detail.count, detail.faults.len()), (20, FAULTS_TOLD));
+        assert!(!refusal_event(&faults[..1]).sentence.contains("more"));
     }
 }

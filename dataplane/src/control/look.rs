@@ -81,6 +81,7 @@ fn warnings(engine: &Engine, snapshot: &Snapshot) -> Vec<String> {
     }
     warnings.extend(unkept(engine.desired()));
     warnings.extend(engine.contested().map(|it| it.to_string()));
+    warnings.extend(engine.overshadowed().map(ToString::to_string));
     warnings.extend(engine.waiting().iter().map(|(owner, why)| format!("{owner} is not open: {why}")));
     for (index, worker) in engine.workers().iter().enumerate() {
         let health = worker.health();

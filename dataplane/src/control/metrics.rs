@@ -10,8 +10,9 @@ use std::time::Duration;
 use penstock_api::proto;
 
 use super::look;
+use crate::conntrack::Counts as ConnectionCounts;
 use crate::stats::Counts;
-use crate::supervisor::Engine;
+use crate::supervisor::{Engine, RefusedChanges};
 use exposition::Exposition;
 pub use http::{MetricsError, MetricsListener};
 
@@ -25,6 +26,8 @@ pub(super) struct Scrape {
     peers: Vec<proto::PeerRow>,
     networks: Vec<Network>,
     endpoints: usize,
+    connections: Option<ConnectionCounts>,
+    refused: RefusedChanges,
 }
 
 struct Memory {
@@ -97,6 +100,8 @@ impl Scrape {
             peers: look::peers(engine),
             networks: networks.map(|it| Network { name: it.name.clone(), routes: it.rows.len() }).collect(),
             endpoints: snapshot.endpoints.len(),
+            connections: engine.tracker().map(|tracker| tracker.table.counts()),
+            refused: engine.refused_changes(),
         }
     }
 
@@ -107,6 +112,7 @@ impl Scrape {
         self.flow_caches(&mut out);
         self.ports(&mut out);
         self.tables(&mut out);
+        self.connections(&mut out);
         out.into_text()
     }
 
@@ -120,6 +126,13 @@ impl Scrape {
             .sample(&[], status.generation);
         out.gauge("penstock_live_generation", "The newest generation that every worker has.")
             .sample(&[], status.live_generation);
+        let mut refused =
+            out.counter("penstock_refused_changes_total", "Changes of the configuration that were refused.");
+        let RefusedChanges { faulty, too_large, not_opened } = self.refused;
+        for (reason, changes) in [("faulty", faulty), ("does_not_fit", too_large), ("not_opened", not_opened)]
+        {
+            refused.sample(&[("reason", reason)], changes);
+        }
         out.gauge("penstock_warnings", "What is not as it should be; `penstock status` has the sentences.")
             .sample(&[], status.warnings.len());
         out.gauge("penstock_packet_memory_bytes", "Packet memory.").sample(&[], self.memory.bytes);
@@ -263,6 +276,40 @@ impl Scrape {
             out.gauge("penstock_peer_mtu_bytes", "The longest packet that the way to the peer carries.");
         for peer in &self.peers {
             mtus.sample(&[("peer", &peer.name)], peer.learnt_mtu.unwrap_or(peer.mtu));
+        }
+    }
+}
+
+impl Scrape {
+    fn connections(&self, out: &mut Exposition) {
+        let Some(counts) = &self.connections else { return };
+        out.gauge("penstock_connections", "Connections that are remembered.").sample(&[], counts.live);
+        out.gauge("penstock_half_open_connections", "Of these, those whose handshake is not done.")
+            .sample(&[], counts.half_open);
+        out.gauge("penstock_connections_capacity", "Connections that there is room for.")
+            .sample(&[], counts.capacity);
+        out.counter("penstock_connections_opened_total", "Connections that were remembered since the start.")
+            .sample(&[], counts.created);
+        let mut ended = out.counter(
+            "penstock_connections_forgotten_total",
+            "Connections that were forgotten: in their time, at their end, or early for a newcomer.",
+        );
+        for (why, count) in
+            [("expired", counts.expired), ("ended", counts.removed), ("dropped_early", counts.early_dropped)]
+        {
+            ended.sample(&[("why", why)], count);
+        }
+        let mut refused =
+            out.counter("penstock_connections_refused_total", "Connections that were not opened.");
+        for (why, count) in [
+            ("table_full", counts.full),
+            ("endpoint_limit", counts.owner_limit),
+            ("endpoint_half_open_limit", counts.half_open_limit),
+            ("taken", counts.taken),
+            ("contended", counts.contended),
+            ("no_nat_port", counts.exhausted),
+        ] {
+            refused.sample(&[("why", why)], count);
         }
     }
 }

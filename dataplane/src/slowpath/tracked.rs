@@ -25,6 +25,7 @@ use crate::conntrack::{
 use crate::drop::{Cause, Reason};
 use crate::flow::{TemplateId, Tracked};
 use crate::ledger::Ruled;
+use crate::tables::nat::way_out;
 use crate::tables::service::{Answer, BackendId, Chosen, DropCause, Origin, Protocol, Query, SourceNat};
 use crate::tables::{Endpoint, Network, Snapshot, Target, Zone};
 use crate::tracker::Tracker;
@@ -486,8 +487,7 @@ impl<'a, W: Watch> Stages<'a, W> {
         }
         let Target::Native { device, peer: None, .. } = routed.target else { return Ok(None) };
         let (src, dst) = (tuple.src(), sent.dst());
-        let mut ways = routed.network.masquerades.iter();
-        let found = ways.find_map(|way| Some((way, way.pool(src, dst, *device)?)));
+        let found = way_out(&routed.network.masquerades, src, dst, *device);
         if let Some((way, pool)) = found {
             self.watch.stage("nat", || ("an address outside".into(), way.name.clone()));
             self.watch.fact(|| facts::nat_by(way.key(), pool, src.is_ipv4()));

@@ -155,6 +155,7 @@ impl Engine {
             self.refresh(false).await;
         }
         self.probe().await;
+        self.taken_ports.look_for_listeners();
         self.settle_generations();
         self.end_departed();
         self.reclaim_backends();
@@ -164,6 +165,7 @@ impl Engine {
     pub(super) fn replace_former(&mut self) {
         self.former.is_replaced();
         steering::forget_former(&mut self.devices);
+        self.taken_ports.settle();
     }
 
     /// Asks the kernel for the neighbours that are due.

@@ -207,14 +207,17 @@ impl Engine {
                 );
             }
         }
+        let mut closed = false;
         for (owner, device) in std::mem::take(&mut self.devices) {
             let Some(steer) = device.steer else { continue };
             let is_pod = steer.role() == Role::Pod;
             let keep_closed = is_pod || device.rules.have_ports();
             if keep_closed && !is_pod {
+                closed = true;
                 tracing::info!(
                     "{owner}: closed to the ports of services and translated connections, which go on with the next \
-                     daemon; to give the ports back to the kernel: ip link set dev {} {} off",
+                     daemon; to give the ports back to the kernel: ip link set dev {} {} off, and take those of \
+                     connections out of net.ipv4.ip_local_reserved_ports",
                     device.facts.interface,
                     ip_name(steer.mode().native)
                 );
@@ -222,6 +225,10 @@ impl Engine {
             if let Err(error) = steer.detach(keep_closed) {
                 tracing::warn!("{owner}: {error}");
             }
+        }
+        if !closed {
+            // Nothing is left that would take an answer to a translated connection, be it the daemon before's.
+            self.taken_ports.settle();
         }
         tracing::info!("drained");
     }

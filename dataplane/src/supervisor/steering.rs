@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use penstock_api::model::{NatPool, PortRange};
+use penstock_api::model::{PortRange, Protocol};
 use penstock_io::steer::{NodePort, SnatRange, SteerRules};
 
+use super::Engine;
 use super::device::{Device, Owner};
+use crate::kernel::{ListeningPort, PortSet, PortsKept, listening_ports};
 use crate::tables::Snapshot;
 use crate::tables::desired::Desired;
 
@@ -68,21 +71,19 @@ fn prefixes(desired: &Desired, snapshot: &Snapshot) -> BTreeSet<(IpAddr, u8)> {
 
 fn node_ports(desired: &Desired, snapshot: &Snapshot) -> Vec<NodePort> {
     let ports = desired.services().flat_map(|service| &service.ports);
-    let ports = ports
-        .filter_map(|it| Some((penstock_api::model::Protocol::from(it.protocol).number(), it.node_port?)));
+    let ports = ports.filter_map(|it| Some((Protocol::from(it.protocol).number(), it.node_port?)));
     let at = |(protocol, port)| {
         snapshot.services.node_addresses().iter().map(move |&address| NodePort { address, protocol, port })
     };
     ports.flat_map(at).collect()
 }
 
-/// The source ports at the node's own addresses, one range for each: from the first to the last that any pool has there.
+/// The source ports at the node's own addresses.
 fn snat_ranges(desired: &Desired, snapshot: &Snapshot) -> Vec<SnatRange> {
     let own = |address: &IpAddr| snapshot.underlay_addresses.contains(address);
-    let mut ranges: BTreeMap<IpAddr, (u16, u16)> = BTreeMap::new();
+    let mut ranges: BTreeMap<IpAddr, Vec<(u16, u16)>> = BTreeMap::new();
     let mut take = |address: IpAddr, ports: PortRange| {
-        let range = ranges.entry(address).or_insert((ports.first(), ports.last()));
-        *range = (range.0.min(ports.first()), range.1.max(ports.last()));
+        ranges.entry(address).or_default().push((ports.first(), ports.last()));
     };
     for pool in desired.nat_pools() {
         let addresses =
@@ -94,7 +95,135 @@ fn snat_ranges(desired: &Desired, snapshot: &Snapshot) -> Vec<SnatRange> {
     }
     // Clients of services whose backends are elsewhere are stood in for by the node.
     if desired.services().next().is_some() {
-        snapshot.underlay_addresses.iter().for_each(|&address| take(address, NatPool::default_ports()));
+        snapshot.underlay_addresses.iter().for_each(|&address| take(address, desired.source_ports()));
     }
-    ranges.into_iter().map(|(address, (first, last))| SnatRange { address, first, last }).collect()
+    let ranges = ranges.into_iter().flat_map(|(address, ranges)| {
+        let ports: PortSet = ranges.into_iter().collect();
+        ports.ranges().map(|(first, last)| SnatRange { address, first, last }).collect::<Vec<_>>()
+    });
+    ranges.collect()
+}
+
+/// The ports of the node's own addresses that uplinks take, as the node's kernel and programs are concerned.
+pub(super) struct TakenPorts {
+    rules: SteerRules,
+    kept: PortsKept,
+    overshadowed: BTreeSet<Overshadowed>,
+}
+
+impl TakenPorts {
+    /// None taken yet; the file `record` is for what is added to the kernel's list of reserved ports.
+    pub(super) fn recorded_in(record: PathBuf) -> TakenPorts {
+        let (rules, overshadowed) = Default::default();
+        TakenPorts { rules, kept: PortsKept::recorded_in(record), overshadowed }
+    }
+
+    /// Uplinks are about to take what `rules` say.
+    pub(super) fn take(&mut self, rules: &SteerRules) {
+        if self.rules != *rules {
+            self.rules = rules.clone();
+            self.kept.keep(&rules.snat_ranges);
+            self.look_for_listeners();
+        }
+    }
+
+    /// Uplinks take no more than what the rules say: the kernel may have the rest back.
+    pub(super) fn settle(&mut self) {
+        self.kept.give_back();
+    }
+
+    /// Finds out which programs listen where nothing reaches them, and says so in the log when it is news.
+    pub(super) fn look_for_listeners(&mut self) {
+        if !self.rules.have_ports() {
+            self.overshadowed.clear();
+            return;
+        }
+        let listening = match listening_ports() {
+            Ok(listening) => listening,
+            Err(error) => {
+                tracing::debug!("cannot read what programs listen on: {error}");
+                return;
+            }
+        };
+        let found: BTreeSet<Overshadowed> =
+            listening.into_iter().filter_map(|port| Overshadowed::by(&self.rules, port)).collect();
+        found.difference(&self.overshadowed).for_each(|it| tracing::warn!("{it}"));
+        self.overshadowed = found;
+    }
+}
+
+/// A program of the node that listens where an uplink takes packets away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overshadowed {
+    port: ListeningPort,
+    by: &'static str,
+}
+
+impl Overshadowed {
+    fn by(rules: &SteerRules, port: ListeningPort) -> Option<Overshadowed> {
+        let node_port = |it: &NodePort| it.protocol == port.protocol && port.answers_at(it.address, it.port);
+        let number = port.at.port();
+        let snat =
+            |it: &SnatRange| (it.first..=it.last).contains(&number) && port.answers_at(it.address, number);
+        let by = if rules.node_ports.iter().any(node_port) {
+            "a service's node port"
+        } else if rules.snat_ranges.iter().any(snat) {
+            "among the ports of translated connections"
+        } else {
+            return None;
+        };
+        Some(Overshadowed { port, by })
+    }
+}
+
+impl std::fmt::Display for Overshadowed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (protocol, at) = (Protocol::new(self.port.protocol), self.port.at);
+        write!(
+            f,
+            "a program of this node listens on {protocol} {at}, which is {}: nothing that comes by an uplink reaches it; \
+             see `ss -lnp 'sport = :{}'`, and give either other ports",
+            self.by,
+            at.port()
+        )
+    }
+}
+
+impl Engine {
+    /// Programs of the node that listen where nothing from outside reaches them.
+    pub fn overshadowed(&self) -> impl Iterator<Item = &Overshadowed> {
+        self.taken_ports.overshadowed.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overshadowed(at: &str) -> Option<&'static str> {
+        let address = "192.0.2.1".parse().unwrap();
+        let rules = SteerRules {
+            node_ports: vec![NodePort { address, protocol: 6, port: 30080 }],
+            snat_ranges: vec![
+                SnatRange { address, first: 50000, last: 50999 },
+                SnatRange { address, first: 60000, last: 60000 },
+            ],
+            ..SteerRules::default()
+        };
+        Overshadowed::by(&rules, ListeningPort { protocol: 6, at: at.parse().unwrap() }).map(|it| it.by)
+    }
+
+    #[test]
+    fn a_program_is_overshadowed_at_the_ports_that_are_taken_and_at_no_others() {
+        for (at, by) in [
+            ("192.0.2.1:30080", Some("a service's node port")),
+            ("0.0.0.0:50500", Some("among the ports of translated connections")),
+            ("[::]:60000", Some("among the ports of translated connections")),
+            ("0.0.0.0:51000", None),
+            ("127.0.0.1:50500", None),
+            ("192.0.2.1:22", None),
+        ] {
+            assert_eq!(overshadowed(at), by, "{at}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use penstock_api::model::{Attachment, Encapsulation, NatPool, RouteTarget};
+use penstock_api::model::{Attachment, Encapsulation, RouteTarget};
 use penstock_api::{Fault, model};
 use penstock_wire::decap::TunnelKind;
 use penstock_wire::dsr::ServedAs;
@@ -321,7 +321,7 @@ impl<'a> Compiler<'a> {
         let pools = self.desired.nat_pools().flat_map(|pool| &pool.addresses);
         let chosen = self.desired.egress_ips().map(|it| &it.address);
         self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();
-        let ports = NatPool::default_ports();
+        let ports = self.desired.source_ports();
         let pool =
             |addresses: &[IpAddr]| Pool::new(addresses, ports.first()..=ports.last()).ok().map(Arc::new);
         let outer = &self.snapshot.underlay_addresses;

@@ -27,6 +27,7 @@ pub struct Desired {
     /// The node as a neighbour of its pods.
     pub host: Option<Host>,
     node_ports: Vec<PortRange>,
+    source_ports: PortRange,
     objects: BTreeMap<Key, Object>,
     bonds: Bonds,
     journal: Journal,
@@ -86,6 +87,7 @@ impl Desired {
             node,
             host,
             node_ports: vec![Desired::default_node_ports()],
+            source_ports: NatPool::default_ports(),
             objects: BTreeMap::new(),
             bonds: Bonds::default(),
             journal: Journal::default(),
@@ -105,6 +107,18 @@ impl Desired {
     #[must_use]
     pub fn with_node_ports(self, node_ports: Vec<PortRange>) -> Desired {
         Desired { node_ports, ..self }
+    }
+
+    /// The ports by which the node stands in for clients of services, at its own addresses.
+    #[must_use]
+    pub fn source_ports(&self) -> PortRange {
+        self.source_ports
+    }
+
+    /// The same with other ports for that.
+    #[must_use]
+    pub fn with_source_ports(self, source_ports: PortRange) -> Desired {
+        Desired { source_ports, ..self }
     }
 
     /// The same holding `objects`, and everything that is wrong with them. Of the keys in `unread` there are objects too,

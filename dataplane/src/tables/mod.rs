@@ -211,7 +211,7 @@ pub struct Network {
     pub routes4: Lpm,
     /// The IPv6 routes: positions in `targets`.
     pub routes6: Lpm,
-    /// Who leaves the cluster under another address, in the order in which it is asked.
+    /// Who leaves the cluster under another address, see [`nat::way_out`].
     pub masquerades: Vec<Masquerade>,
     /// Where routes lead.
     pub targets: Vec<Target>,

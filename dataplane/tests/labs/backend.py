@@ -4,6 +4,7 @@ port, as the backend sees them.
   backend.py serve NAME PORT             answers over TCP and UDP
   backend.py ask ADDRESS PORT COUNT      COUNT connections, one question each; prints the answers
   backend.py ask-udp ADDRESS PORT COUNT  the same by datagrams, each from a socket of its own
+  backend.py ask-as SOURCE ADDRESS PORT  one connection from that address, which is given up after a second
   backend.py bound SPORT ADDRESS PORT …  datagrams from one source port to every ADDRESS PORT; prints the answers
   backend.py talk ADDRESS PORT COUNT     COUNT sessions at a time that ask every 50 ms until SIGTERM; then prints for each its
                                          backend, its answers and whether it is "whole" or "broken"
@@ -65,6 +66,12 @@ def ask(address, port, count, kind):
             print(connection.recv(4096).decode().strip(), flush=True)
 
 
+def ask_as(source, address, port):
+    with socket.create_connection((address, port), timeout=1, source_address=(source, 0)) as connection:
+        connection.sendall(b"?")
+        print(connection.recv(4096).decode().strip(), flush=True)
+
+
 def bound(sport, places):
     for address, port in zip(places[::2], places[1::2]):
         with connect(address, int(port), socket.SOCK_DGRAM, sport) as connection:
@@ -108,6 +115,8 @@ def talk(address, port, count):
 what, rest = sys.argv[1], sys.argv[2:]
 if what == "serve":
     serve(rest[0], int(rest[1]))
+elif what == "ask-as":
+    ask_as(rest[0], rest[1], int(rest[2]))
 elif what == "bound":
     bound(int(rest[0]), rest[1:])
 elif what == "talk":

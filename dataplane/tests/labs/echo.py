@@ -1,23 +1,29 @@
 """Sessions that are watched.
 
 `echo.py serve PORT` sends back what it gets over TCP; `echo.py talk ADDRESS PORT` says a line every 20 ms over one
-connection until SIGTERM, then prints how many came back and the longest silence in ms. `echo.py reflect ADDRESS PORT`
+connection until SIGTERM, then prints how many came back and the longest silence in ms. `echo.py say ADDRESS PORT` says one word over a
+connection and prints it when it came back. `echo.py reflect ADDRESS PORT`
 sends datagrams back; `echo.py tick ADDRESS PORT` sends one every 2 ms from one port until SIGTERM, then prints how many came
 back and every silence of 20 ms or more, in ms: from the last answer before it to the first one after."""
 
+import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 
 
 def serve(port):
+    def session(connection):
+        with connection, contextlib.suppress(ConnectionError):
+            while data := connection.recv(4096):
+                connection.sendall(data)
+
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
     while True:
         connection, _ = listener.accept()
-        with connection:
-            while data := connection.recv(4096):
-                connection.sendall(data)
+        threading.Thread(target=session, args=(connection,), daemon=True).start()
 
 
 def talk(address, port):
@@ -41,6 +47,12 @@ def talk(address, port):
             longest = max(longest, time.monotonic() - asked)
             time.sleep(0.02)
     print(count, round(longest * 1000))
+
+
+def say(address, port):
+    with socket.create_connection((address, port), timeout=5) as connection:
+        connection.sendall(b"well")
+        print(connection.recv(8).decode())
 
 
 def reflect(address, port):
@@ -76,5 +88,5 @@ def tick(address, port):
     print(count, *silences)
 
 
-commands = {"serve": serve, "talk": talk, "reflect": reflect, "tick": tick}
+commands = {"serve": serve, "talk": talk, "say": say, "reflect": reflect, "tick": tick}
 commands[sys.argv[1]](*sys.argv[2:-1], int(sys.argv[-1]))

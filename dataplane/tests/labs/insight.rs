@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::lab::{Lab, number, text, v4, wait_until};
+use crate::operations::scraped;
 use crate::traffic::{no_ping, ping};
 
 /// Pod 1 of node 1 takes echoes from pod 2 and port 7000 from everybody; what else comes is logged, then denied by the tier's
@@ -213,4 +214,52 @@ fn an_explanation_names_service_backend_route_rule_pool_and_tunnel() {
         "{}",
         lab.node(1).run(&format!("{} explain {tunnel} --protocol tcp --port 7000", lab.penstock(1)))
     );
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_told_and_counted_and_what_was_there_goes_on() {
+    let lab = Lab::up("--pods 1 --no-daemons");
+    let file = lab.file("node1.toml");
+    let config = std::fs::read_to_string(&file).expect("the lab wrote it");
+    let config = config.replace("[control]\n", "[control]\nmetrics = \"127.0.0.1:9469\"\n");
+    std::fs::write(&file, config).expect("the lab's own folder");
+    lab.start(1);
+    lab.start(2);
+    ping(&lab.pod(1, 1), &v4(2, 1));
+    let refused = || {
+        let scraped = scraped(&lab.node(1).run("curl -sS --fail http://127.0.0.1:9469/metrics"));
+        ["does_not_fit", "faulty"]
+            .map(|reason| scraped[&format!("penstock_refused_changes_total{{reason=\"{reason}\"}}")])
+    };
+    assert_eq!(refused(), [0.0, 0.0]);
+    let before = number(&lab.ask(1, "status")["generation"]);
+    let events = format!("{} --json events --kind refusal --count 1 --duration 20", lab.penstock(1));
+    let watch = lab.node(1).spawn(&events);
+    // Whoever comes late is not told what was before.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let apply = |objects: &str| {
+        let file = lab.file("refused.toml");
+        std::fs::write(&file, objects).expect("the lab's own folder");
+        let said = lab.node(1).attempt(&format!("{} apply -f {}", lab.penstock(1), file.display()));
+        assert!(!said.status.success(), "it was taken: {said:?}");
+        String::from_utf8_lossy(&said.stderr).into_owned()
+    };
+    // More options than a header has room for beside IPv6 addresses; each alone is right.
+    let option = format!("{{ class = 0xFF01, kind = 1, data = \"{}\" }}", "2a".repeat(48));
+    let network = format!(
+        "[[network]]\nname = \"wide\"\nvni = 300\nencapsulation = \"geneve\"\ngeneve-options = [{option}]\n\
+         [[peer]]\nname = \"node9\"\naddress = \"fd50:1::9\"\n"
+    );
+    let said = apply(&network);
+    assert!(said.contains("the options do not fit the tunnel header"), "{said}");
+    let event: Value = serde_json::from_str(watch.finish().trim()).expect("an event");
+    assert!(text(&event["sentence"]).contains("a change does not fit and was refused"), "{event}");
+    let faults = &event["detail"]["Refusal"]["faults"];
+    assert!(text(&faults[0]).contains("network \"wide\", `geneve-options`"), "{event}");
+    assert_eq!(refused(), [1.0, 0.0]);
+    // What is simply wrong is counted apart.
+    apply("[[route]]\nnetwork = \"nowhere\"\nprefix = \"10.9.0.0/16\"\nvia = \"blackhole\"\n");
+    assert_eq!(refused(), [1.0, 1.0]);
+    assert_eq!(number(&lab.ask(1, "status")["generation"]), before);
+    ping(&lab.pod(1, 1), &v4(2, 1));
 }

@@ -2,12 +2,15 @@
 
 #![allow(unreachable_pub)]
 
+mod beyond;
 mod changes;
+mod churn;
 mod configurations;
 mod dissect;
 mod egress;
 mod endpoints;
 mod frames;
+mod guarded;
 mod insight;
 mod kernel_vxlan;
 mod lab;
@@ -18,6 +21,7 @@ mod mtu;
 mod operations;
 mod overlay;
 mod ovs_geneve;
+mod ports;
 mod restart;
 mod served;
 mod services;

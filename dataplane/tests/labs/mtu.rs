@@ -29,7 +29,7 @@ fn bulk_passes_an_underlay_with_an_mtu_of_1450() {
 
 /// What a packet of `length` bytes that may not be cut earns its sender: word of how many bytes fit. The pod must not know
 /// yet, or its own kernel would refuse.
-fn is_told(from: &Place, to: &str, length: u16, fits: u16) {
+pub fn is_told(from: &Place, to: &str, length: u16, fits: u16) {
     let (headers, words) = if to.contains(':') {
         (48, format!("Packet too big: mtu={fits}"))
     } else {

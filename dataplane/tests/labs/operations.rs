@@ -162,7 +162,7 @@ fn metrics_are_served_where_the_file_says_and_nowhere_else() {
 
 /// The samples of a text in Prometheus' format, read strictly: a family's help and kind come first and once, its samples
 /// stand together, and no series comes twice.
-fn scraped(text: &str) -> BTreeMap<String, f64> {
+pub fn scraped(text: &str) -> BTreeMap<String, f64> {
     assert!(text.ends_with('\n'), "the last line ends");
     let (mut families, mut samples) = (BTreeSet::new(), BTreeMap::new());
     let mut lines = text.lines();

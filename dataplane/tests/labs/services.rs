@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, Place, Running, repository, text, under4, under6, v4, v6, wait_until};
 use crate::stateful::apply;
+use crate::traffic::{sctp_script, serve_sctp};
 
 /// The addresses of the service of [`web`]: inside, outside, a load balancer's.
 const INSIDE: [&str; 2] = ["10.96.0.1", "fd10:96::1"];
@@ -308,6 +309,108 @@ fn a_client_meets_its_backend_again_as_long_as_that_serves() {
 }
 
 #[test]
+fn a_client_that_was_quiet_for_long_is_served_as_if_it_were_new() {
+    let lab = Lab::up("--pods 3");
+    let _servers =
+        [(1, 2, "one"), (2, 1, "two"), (2, 2, "three")].map(|(i, j, name)| serve(&lab.pod(i, j), name));
+    let affine = web("affinity.client-ip.timeout-s = 3");
+    let all = [(1, 2, "ready"), (2, 1, "ready"), (2, 2, "ready")];
+    let meet = || INSIDE.map(|address| ask(&lab.pod(1, 1), address, 80, 1)[0].0.clone());
+    // A new client's backend follows from its address. With that one gone for a moment, it stays where it went meanwhile.
+    apply(&lab, 1, &(affine.clone() + &backends(&all)));
+    let chosen = meet();
+    let others: Vec<Member<'_>> = ["one", "two", "three"]
+        .into_iter()
+        .zip(all)
+        .filter(|(name, _)| !chosen.iter().any(|it| it == name))
+        .map(|(_, member)| member)
+        .collect();
+    apply(&lab, 1, &(affine.clone() + &backends(&others)));
+    let next = meet();
+    apply(&lab, 1, &(affine + &backends(&all)));
+    assert_eq!(meet(), next);
+    assert!(next.iter().zip(&chosen).all(|(next, chosen)| next != chosen), "{next:?} after {chosen:?}");
+    wait_until("the client is forgotten", || {
+        // Every question begins the time anew, which is counted in steps of about half a second.
+        std::thread::sleep(Duration::from_millis(4200));
+        meet() == chosen
+    });
+}
+
+#[test]
+fn backends_of_the_clients_zone_are_preferred_while_they_serve() {
+    let lab = Lab::up("--pods 3 --no-daemons");
+    let file = lab.file("node1.toml");
+    let config = std::fs::read_to_string(&file).expect("the lab wrote it");
+    let config = config.replace("[control]\n", "[services]\nzone = \"rack-1\"\n[control]\n");
+    std::fs::write(&file, config).expect("the lab's own folder");
+    lab.start(1);
+    lab.start(2);
+    let _servers =
+        [(1, 2, "one"), (2, 1, "two"), (2, 2, "three")].map(|(i, j, name)| serve(&lab.pod(i, j), name));
+    // Two's node is in the zone of the client's, one's and three's are not.
+    let members = |state_of_two| {
+        let all = backends(&[(1, 2, "ready"), (2, 1, state_of_two), (2, 2, "ready")]);
+        let mut zones = ["rack-2", "rack-2", "rack-1", "rack-1", "rack-3", "rack-3"].into_iter();
+        let parts: Vec<&str> = all.split(" state = ").collect();
+        let with =
+            |part: &&str| format!("{part} zone = \"{}\", state = ", zones.next().expect("six members"));
+        let (last, others) = parts.split_last().expect("six members");
+        others.iter().map(with).collect::<String>() + last
+    };
+    let preferring = |preference: &str| web(&format!("topology = \"{preference}\""));
+    for (preference, state_of_two, names) in [
+        ("zone", "ready", &["two"][..]),
+        ("node", "ready", &["one"]),
+        ("zone", "terminating", &["one", "three"]),
+        ("none", "ready", &["one", "three", "two"]),
+    ] {
+        apply(&lab, 1, &(preferring(preference) + &members(state_of_two)));
+        for address in INSIDE {
+            let answers = ask(&lab.pod(1, 1), address, 80, 30);
+            let met: Vec<&str> = census(&answers).into_keys().collect();
+            assert_eq!(met, names, "{preference}, two is {state_of_two}, {address}");
+        }
+    }
+}
+
+#[test]
+fn load_balancers_addresses_answer_those_in_the_source_ranges_only() {
+    let lab = Lab::up("--pods 1 --outside");
+    let _one = serve(&lab.pod(1, 1), "one");
+    let ranges = format!("source-ranges = [\"{}/32\", \"{}/128\"]", under4(CLIENT), under6(CLIENT));
+    apply(&lab, 1, &(WAY_OUT.to_owned() + &web(&ranges) + &backends(&[(1, 1, "ready")])));
+    route_to_node(&lab, 1);
+    let outside = lab.outside();
+    let others = [under4(CLIENT - 1), under6(CLIENT - 1)];
+    outside.run(&format!("ip address add {}/24 dev eth0", others[0]));
+    outside.run(&format!("ip -6 address add {}/64 dev eth0 nodad", others[1]));
+    let ask_as = |source: &str, address: &str, port: u16| {
+        outside.attempt(&format!("python3 {} ask-as {source} {address} {port}", backend_script()))
+    };
+    for (family, other) in others.iter().enumerate() {
+        let client = [under4(CLIENT), under6(CLIENT)][family].clone();
+        let balanced = BALANCED[family];
+        let answer = ask_as(&client, balanced, 80);
+        let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(said.starts_with(&format!("one {client} ")), "{balanced}: {answer:?}");
+        let dropped = || lab.drops(1).get("source-not-served").copied().unwrap_or(0);
+        let before = dropped();
+        let refused = ask_as(other, balanced, 80);
+        assert!(!refused.status.success(), "{other} is in no range: {refused:?}");
+        wait_until("it was dropped for that", || dropped() > before);
+        // The service's other addresses and its node port answer everybody.
+        for (address, port) in
+            [(EXTERNAL[family].to_owned(), 80), ([under4(1), under6(1)][family].clone(), 30080)]
+        {
+            let answer = ask_as(other, &address, port);
+            let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+            assert!(said.starts_with(&format!("one {other} ")), "{address}: {answer:?}");
+        }
+    }
+}
+
+#[test]
 fn a_pod_reaches_itself_through_its_service() {
     let lab = Lab::up("--pods 1");
     let _one = serve(&lab.pod(1, 1), "one");
@@ -343,9 +446,8 @@ fn the_nodes_own_programs_reach_services() {
 #[test]
 fn sctp_goes_through_services_with_its_checksum_right() {
     let lab = Lab::up("--pods 2 --outside");
-    let script = repository().join("dataplane/tests/labs/sctp.py").display().to_string();
-    let _servers =
-        [(1, 2), (2, 1)].map(|(i, j)| lab.pod(i, j).spawn(&format!("python3 {script} serve 5000")));
+    let script = sctp_script();
+    let _servers = [(1, 2), (2, 1)].map(|(i, j)| serve_sctp(&lab.pod(i, j), 5000));
     let service = |members: &[Member<'_>]| {
         let text = web("") + &backends(members);
         let text = text.replace(
@@ -355,7 +457,6 @@ fn sctp_goes_through_services_with_its_checksum_right() {
         WAY_OUT.to_owned()
             + &text.replace("{ name = \"http\", port = 8080 }", "{ name = \"http\", port = 5000 }")
     };
-    std::thread::sleep(Duration::from_millis(500));
     for backend in [(1, 2, "ready"), (2, 1, "ready")] {
         apply(&lab, 1, &service(&[backend]));
         for (i, address) in INSIDE.into_iter().enumerate() {

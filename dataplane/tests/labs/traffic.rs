@@ -107,6 +107,26 @@ pub fn echo_script() -> String {
     repository().join("dataplane/tests/labs/echo.py").display().to_string()
 }
 
+/// The script of SCTP servers and clients.
+pub fn sctp_script() -> String {
+    repository().join("dataplane/tests/labs/sctp.py").display().to_string()
+}
+
+/// A server that sends back by SCTP what it gets, in capitals, in both families.
+pub fn serve_sctp(at: &Place, port: u16) -> Running {
+    let server = at.spawn(&format!("python3 {} serve {port}", sctp_script()));
+    // The kernel lists raw sockets by their protocol: 132.
+    let there = |list: &str| at.run(&format!("cat /proc/net/{list}")).contains(":0084 ");
+    wait_until("both sockets of the SCTP server are there", || there("raw") && there("raw6"));
+    server
+}
+
+/// Says a word in an association with a server of [`serve_sctp`], which must answer.
+pub fn say_by_sctp(from: &Place, address: &str, port: u16) {
+    let said = from.run(&format!("python3 {} say {address} {port} hello", sctp_script()));
+    assert_eq!(said.trim(), "HELLO", "{address} port {port}");
+}
+
 /// A capture of what passes an interface.
 pub struct Capture {
     file: PathBuf,

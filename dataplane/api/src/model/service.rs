@@ -234,7 +234,7 @@ pub struct NatPool {
     pub name: Name,
     /// The network of the endpoints.
     pub network: Name,
-    /// The sources that are translated.
+    /// The sources that are translated. Of the pools that have a source, the one with the longest prefix decides alone.
     pub sources: Vec<Prefix>,
     /// The destinations that are not: what is inside the cluster.
     #[serde(default)]

@@ -58,6 +58,8 @@ pub enum EventKind {
     Rule,
     /// Something ran out: connections, ports of a NAT pool, a limit.
     Exhaustion,
+    /// A change of the configuration was refused because it does not fit.
+    Refusal,
 }
 
 /// Which events to watch; what is absent does not narrow the choice.
@@ -81,6 +83,7 @@ impl EventOrder {
         let kind = match event.detail {
             Some(proto::event::Detail::Rule(_)) => Some(EventKind::Rule),
             Some(proto::event::Detail::Exhaustion(_)) => Some(EventKind::Exhaustion),
+            Some(proto::event::Detail::Refusal(_)) => Some(EventKind::Refusal),
             None => None,
         };
         let names = |name: &Option<Name>, it: &str| name.as_ref().is_none_or(|name| name.as_str() == it);
@@ -196,6 +199,7 @@ impl TryFrom<proto::EventsRequest> for EventOrder {
                 .map(|kind| match reader.enumeration("kinds", *kind)? {
                     proto::EventKind::Rule => Some(EventKind::Rule),
                     proto::EventKind::Exhaustion => Some(EventKind::Exhaustion),
+                    proto::EventKind::Refusal => Some(EventKind::Refusal),
                 })
                 .collect();
             let network = name(reader, "network", &m.network);
@@ -216,6 +220,7 @@ impl From<&EventOrder> for proto::EventsRequest {
         let kind = |kind: &EventKind| match kind {
             EventKind::Rule => proto::EventKind::Rule.into(),
             EventKind::Exhaustion => proto::EventKind::Exhaustion.into(),
+            EventKind::Refusal => proto::EventKind::Refusal.into(),
         };
         Self {
             kinds: order.kinds.iter().map(kind).collect(),
@@ -259,7 +264,7 @@ mod tests {
             assert_eq!(ServiceQuery::try_from(proto::ServicesRequest::from(&query)), Ok(query));
         }
         let events = EventOrder {
-            kinds: vec![EventKind::Exhaustion, EventKind::Rule],
+            kinds: vec![EventKind::Exhaustion, EventKind::Rule, EventKind::Refusal],
             network: named("blue"),
             endpoint: named("web"),
             count: Some(3),

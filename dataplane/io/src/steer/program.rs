@@ -66,7 +66,7 @@ impl Program {
                 MapHandle::try_from(&maps.prefixes4)?,
                 MapHandle::try_from(&maps.prefixes6)?,
                 MapHandle::try_from(&maps.node_ports)?,
-                MapHandle::try_from(&maps.snat_ranges)?,
+                MapHandle::try_from(&maps.snat_ports)?,
             ],
         })
     }

@@ -16,7 +16,7 @@ pub struct SteerRules {
     pub prefixes: Vec<(IpAddr, u8)>,
     /// Ports of the node's own addresses at which services are offered.
     pub node_ports: Vec<NodePort>,
-    /// Ports of the node's own addresses that connections are translated to. One range for each address.
+    /// Ports of the node's own addresses that connections are translated to; ranges of one address may overlap.
     pub snat_ranges: Vec<SnatRange>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) enum Table {
     Prefixes4,
     Prefixes6,
     NodePorts,
-    SnatRanges,
+    SnatPorts,
 }
 
 impl Table {
@@ -63,7 +63,7 @@ impl Table {
         Table::Prefixes4,
         Table::Prefixes6,
         Table::NodePorts,
-        Table::SnatRanges,
+        Table::SnatPorts,
     ];
 
     /// The map's name in the program.
@@ -74,7 +74,7 @@ impl Table {
             Table::Prefixes4 => "prefixes4",
             Table::Prefixes6 => "prefixes6",
             Table::NodePorts => "node_ports",
-            Table::SnatRanges => "snat_ranges",
+            Table::SnatPorts => "snat_ports",
         }
     }
 }
@@ -82,6 +82,8 @@ impl Table {
 /// Every entry of every map: what must be there.
 pub(crate) type Entries = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 
+/// Bits of an address as the program has it.
+const ADDRESS_BITS: u32 = 128;
 /// The value of an entry that says no more than that it is there.
 const PRESENT: [u8; 1] = [1];
 
@@ -115,19 +117,32 @@ impl SteerRules {
         }
         for range in &self.snat_ranges {
             let SnatRange { address, first, last } = *range;
-            let mut value = first.to_ne_bytes().to_vec();
-            value.extend(last.to_ne_bytes());
             if first > last {
                 return Err(format!("the SNAT ports {first} to {last} of {address} are no range"));
             }
-            if let Some(other) = entries.insert((Table::SnatRanges, mapped(address).to_vec()), value.clone())
-                && other != value
-            {
-                return Err(format!("{address} has two ranges of SNAT ports; give it one"));
+            for (port, bits) in port_prefixes(first, last) {
+                let mut key = (ADDRESS_BITS + bits).to_ne_bytes().to_vec();
+                key.extend(mapped(address));
+                key.extend(port.to_be_bytes());
+                key.extend([0; 2]);
+                entries.insert((Table::SnatPorts, key), PRESENT.to_vec());
             }
         }
         Ok(entries)
     }
+}
+
+/// The ports from `first` to `last` as the fewest prefixes that hold just these: each by its first port and its length.
+fn port_prefixes(first: u16, last: u16) -> impl Iterator<Item = (u16, u32)> {
+    let (mut next, last) = (u32::from(first), u32::from(last));
+    std::iter::from_fn(move || {
+        let left = (last + 1).checked_sub(next).filter(|left| *left > 0)?;
+        // As many as begin with the bits of the next port, and as are left.
+        let free = next.trailing_zeros().min(left.ilog2()).min(u16::BITS);
+        let port = next as u16;
+        next += 1 << free;
+        Some((port, u16::BITS - free))
+    })
 }
 
 /// An address as the program's `struct address` has it.
@@ -179,12 +194,35 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_one_range_of_snat_ports() {
+    fn prefixes_of_ports_hold_their_range_and_nothing_else() {
+        for (first, last) in [
+            (0, 0),
+            (0, u16::MAX),
+            (1, u16::MAX),
+            (80, 80),
+            (49152, u16::MAX),
+            (50000, 50999),
+            (7, 8),
+            (1, 65534),
+        ] {
+            let prefixes: Vec<_> = port_prefixes(first, last).collect();
+            assert!(prefixes.len() <= 30, "{first} to {last}: {prefixes:?}");
+            let mut next = u32::from(first);
+            for (port, bits) in prefixes {
+                let count = 1u32 << (16 - bits);
+                assert_eq!((u32::from(port), u32::from(port) % count), (next, 0), "{first} to {last}");
+                next += count;
+            }
+            assert_eq!(next, u32::from(last) + 1, "{first} to {last}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_have_several_ranges_of_snat_ports() {
         let range = |first, last| SnatRange { address: "192.0.2.1".parse().unwrap(), first, last };
         let rules = |snat_ranges| SteerRules { snat_ranges, ..SteerRules::default() };
-        assert!(rules(vec![range(1, 2), range(1, 2)]).entries().is_ok());
-        assert!(rules(vec![range(1, 2), range(3, 4)]).entries().unwrap_err().contains("192.0.2.1"));
-        assert!(rules(vec![range(9, 8)]).entries().is_err());
+        assert_eq!(rules(vec![range(2, 3), range(8, 11), range(2, 3)]).entries().unwrap().len(), 2);
+        assert!(rules(vec![range(9, 8)]).entries().unwrap_err().contains("192.0.2.1"));
     }
 
     #[test]

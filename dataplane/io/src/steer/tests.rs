@@ -113,7 +113,9 @@ fn rules() -> SteerRules {
             NodePort { address: NODE.parse().unwrap(), protocol: TCP, port: 30080 },
             NodePort { address: NODE6.parse().unwrap(), protocol: UDP, port: 30053 },
         ],
-        snat_ranges: vec![SnatRange { address: NODE.parse().unwrap(), first: 40000, last: 49999 }],
+        snat_ranges: [(40000, 49999), (52001, 52003)]
+            .map(|(first, last)| SnatRange { address: NODE.parse().unwrap(), first, last })
+            .to_vec(),
     }
 }
 
@@ -172,6 +174,11 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
         ("the last SNAT port", v4(&ipv4(OTHER, NODE, UDP, &ports(80, 49999))), Taken),
         ("a port below the SNAT range", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 39999))), Kernel),
         ("a port above the SNAT range", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 50000))), Kernel),
+        ("a port between two SNAT ranges", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 52000))), Kernel),
+        ("the first port of the second SNAT range", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 52001))), Taken),
+        ("the last port of the second SNAT range", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 52003))), Taken),
+        ("a port above the second SNAT range", v4(&ipv4(OTHER, NODE, TCP, &ports(80, 52004))), Kernel),
+        ("a SNAT port at another address", v4(&ipv4(OTHER, "192.0.2.2", TCP, &ports(80, 40000))), Kernel),
         ("the answer to a translated ping", v4(&ipv4(OTHER, NODE, ICMP, &icmp(0, 0, 40001, &[]))), Taken),
         ("the answer to the node's own ping", v4(&ipv4(OTHER, NODE, ICMP, &icmp(0, 0, 7, &[]))), Kernel),
         ("a ping", v4(&ipv4(OTHER, NODE, ICMP, &icmp(8, 0, 40001, &[]))), Kernel),

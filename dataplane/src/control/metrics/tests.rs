@@ -29,6 +29,8 @@ fn scrape() -> Scrape {
         peers: vec![peer],
         networks: vec![Network { name: "default".to_owned(), routes: 3 }],
         endpoints: 1,
+        connections: Some(ConnectionCounts { live: 8, early_dropped: 3, ..Default::default() }),
+        refused: RefusedChanges { too_large: 2, ..Default::default() },
     }
 }
 
@@ -68,6 +70,9 @@ fn figures_stand_where_they_belong() {
         "penstock_port_received_packets_total{port=\"same\",role=\"endpoint\",queue=\"0\"} 7",
         "penstock_port_kernel_events_total{port=\"host\",role=\"host\",queue=\"0\",event=\"rx_ring_full\"} 5",
         "penstock_routes{network=\"default\"} 3",
+        "penstock_connections 8",
+        "penstock_connections_forgotten_total{why=\"dropped_early\"} 3",
+        "penstock_refused_changes_total{reason=\"does_not_fit\"} 2",
         "penstock_peer_mtu_bytes{peer=\"node2\"} 1400",
     ] {
         assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
