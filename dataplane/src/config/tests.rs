@@ -111,7 +111,7 @@ fn what_cannot_be_read_hides_nothing_else() {
     // The network is there, if unreadable; what names it is right.
     assert!(!said.iter().any(|line| line.contains("no network \"default\"")), "{said:#?}");
     // Of the two that share an interface, each is told of the other.
-    assert_eq!(said.len(), 8, "{said:#?}");
+    assert_eq!(said.len(), 9, "{said:#?}");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
     ] {
         assert_says(&said, part);
     }
-    assert_eq!(said.len(), 8, "{said:#?}");
+    assert_eq!(said.len(), 9, "{said:#?}");
 }
 
 #[test]
