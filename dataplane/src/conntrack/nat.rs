@@ -252,6 +252,19 @@ fn open_free(
     Err(Refused::Exhausted)
 }
 
+/// The same packets from some other ports of their sender's, those that every program may have: tried in turn by a
+/// connection whose answers would be taken for another's.
+pub fn from_other_ports(sent: Tuple) -> impl Iterator<Item = Tuple> {
+    /// Ports below are for privileged programs (RFC 6335 section 6).
+    const FIRST: u32 = 1024;
+    /// Prime to the number of ports, and far enough for clients that count upwards.
+    const STRIDE: u32 = 4099;
+    const TRIES: u32 = 32;
+    let port = |step: u32| FIRST + (u32::from(sent.sport()) + step * STRIDE) % (0x1_0000 - FIRST);
+    let tries = if sent.has_source_port() { TRIES } else { 0 };
+    (1..=tries).filter_map(move |step| sent.with_source(sent.src(), port(step) as u16))
+}
+
 fn open_bound(
     table: &Table,
     worker: WorkerId,

@@ -63,6 +63,23 @@ impl<W: Watch> Stages<'_, W> {
         }
     }
 
+    /// Opens a connection to an endpoint, or to elsewhere, from another port of its client's: as it is, it has `taken`
+    /// answers for its own.
+    pub(super) fn create_from_another_port(
+        &self,
+        opening: &Opening,
+        to: Option<&Arc<Endpoint>>,
+        taken: Refused,
+    ) -> Result<ConnectionRef, Refused> {
+        for sent in nat::from_other_ports(opening.forwarded) {
+            match self.create(&Opening { forwarded: sent, ..*opening }, to, None) {
+                Err(Refused::Taken { ours: Direction::Reply, .. }) => {}
+                decided => return decided,
+            }
+        }
+        Err(taken)
+    }
+
     /// Tells what there was no more of when a connection could not be opened.
     pub(super) fn ran_out(
         &self,

@@ -310,7 +310,16 @@ impl<'a, W: Watch> Stages<'a, W> {
         if let Err(cause) = self.meter(to) {
             return Some(Verdict::Drop(cause.into()));
         }
-        match self.create(&opening, to, pool) {
+        let created = match self.create(&opening, to, pool) {
+            // The client asks another address of the service from the same port, or the backend itself.
+            Err(taken @ Refused::Taken { ours: Direction::Reply, .. })
+                if chosen.is_some() && pool.is_none() && !is_direct =>
+            {
+                self.create_from_another_port(&opening, to, taken)
+            }
+            decided => decided,
+        };
+        match created {
             Ok(connection) => {
                 let leaves = self.tracker.table.view(connection)?.leaves_as(Direction::Original);
                 let tracked = Tracked { connection, direction: Direction::Original };

@@ -255,6 +255,25 @@ fn a_service_leads_to_its_backend_and_its_answers_come_from_the_service() {
 }
 
 #[test]
+fn a_client_asks_a_backend_and_its_service_from_one_port() {
+    let mut node = node();
+    let (client, service, server) = ((A, 40000), (SERVICE, 80), (B, 5432));
+    let open = |node: &mut Testbed, asked| ends(&pass(node, POD_A, &tcp(POD_A, client, asked, "S"), POD_B));
+    assert_eq!(open(&mut node, server), (client, server));
+    let (stand_in, to) = open(&mut node, service);
+    assert_eq!((stand_in.0, to), (A, server), "the backend sees who asks");
+    assert_ne!(stand_in.1, 40000, "and tells the two connections apart");
+    for (asked, seen) in [(server, client), (service, stand_in)] {
+        for flags in ["SA", "A", "A"] {
+            let answer = tcp(POD_B, server, seen, flags);
+            assert_eq!(ends(&pass(&mut node, POD_B, &answer, POD_A)), (asked, client));
+            let question = tcp(POD_A, client, asked, "A");
+            assert_eq!(ends(&pass(&mut node, POD_A, &question, POD_B)), (seen, server));
+        }
+    }
+}
+
+#[test]
 fn a_service_without_a_backend_refuses_at_once() {
     let mut node = node();
     let mut backends = node.desired.backends(&"database".parse().unwrap()).next().unwrap().clone();
