@@ -260,7 +260,7 @@ pub fn from_other_ports(sent: Tuple) -> impl Iterator<Item = Tuple> {
     /// Prime to the number of ports, and far enough for clients that count upwards.
     const STRIDE: u32 = 4099;
     const TRIES: u32 = 32;
-    let port = |step: u32| FIRST + (u32::from(sent.sport()) + step * STRIDE) % (0x1_0000 - FIRST);
+    let port = move |step: u32| FIRST + (u32::from(sent.sport()) + step * STRIDE) % (0x1_0000 - FIRST);
     let tries = if sent.has_source_port() { TRIES } else { 0 };
     (1..=tries).filter_map(move |step| sent.with_source(sent.src(), port(step) as u16))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Watch;
 use super::tracked::Stages;
-use crate::conntrack::{ConnectionRef, Limits, Opening, Owner, Parties, Refused, Share, nat};
+use crate::conntrack::{ConnectionRef, Direction, Limits, Opening, Owner, Parties, Refused, Share, nat};
 use crate::drop::Cause;
 use crate::ledger::Refusal;
 use crate::tables::{Endpoint, Zone};
