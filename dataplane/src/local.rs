@@ -320,6 +320,10 @@ impl Pipeline {
         leaving: Leaving,
         frame: Frame,
     ) {
+        let frame = match self.cut_for_veth(at, zone, frame) {
+            Ok(()) => return,
+            Err(frame) => frame,
+        };
         let parsed = match parse(frame.bytes()) {
             Ok(parsed) => parsed,
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),

@@ -13,10 +13,10 @@
 use penstock_io::{Abilities, Burst, Frame, FramePool, Offload, Partial, SegmentKind, Segments};
 use penstock_wire::checksum::Sum;
 use penstock_wire::segment::{Headers, Part, sum_behind};
-use penstock_wire::{Malformed, proto, udp};
+use penstock_wire::{Malformed, proto, tcp, udp};
 
 use crate::drop::Cause;
-use crate::flow::{Action, DeviceId, Verb};
+use crate::flow::{Action, DeviceId, Verb, ZoneId};
 use crate::hits;
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 use crate::tables::Snapshot;
@@ -86,6 +86,22 @@ fn couple(frame: &mut Frame, pool: &mut FramePool) -> Result<(), Malformed> {
     }
     frame.set_note(tow.note());
     Ok(())
+}
+
+/// Gives a TCP packet that is longer than its sender's link the facts that a veth leaves out: its sender wants it cut, and
+/// its checksum finished.
+fn assume(frame: &mut Frame, mtu: u16) {
+    let Ok(headers) = Headers::of(frame.bytes()) else { return };
+    let is_too_long = headers.packet_len(frame.bytes()) > usize::from(mtu);
+    if frame.offload() != Offload::NONE || !is_too_long || headers.protocol != proto::TCP {
+        return;
+    }
+    let kind = if headers.is_ipv4 { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+    let size = mtu.saturating_sub((headers.payload - L3) as u16);
+    frame.set_offload(Offload {
+        checksum: Some(Partial { start: headers.l4 as u16, offset: tcp::CHECKSUM_AT as u16 }),
+        segments: Some(Segments { kind, size, header_len: headers.payload as u16 }),
+    });
 }
 
 /// What is left to do, once it was seen to be possible: the sender's word is not taken for where headers lie.
@@ -182,6 +198,24 @@ fn weight_of_train(frame: &Frame) -> (u32, u32) {
 }
 
 impl Pipeline {
+    /// A frame that is too long for its way goes on if its sender's veth should have cut it; else it is given back.
+    pub(crate) fn cut_for_veth(&mut self, at: Moment<'_>, zone: ZoneId, frame: Frame) -> Result<(), Frame> {
+        let zoned = at.snapshot.zones.get(zone.number());
+        let sender = zoned.and_then(|zone| at.snapshot.endpoint_in(*zone)).filter(|it| it.partial_checksums);
+        let Some(sender) = sender.filter(|it| frame.is_plain() && frame.len() > usize::from(it.mtu) + L3)
+        else {
+            return Err(frame);
+        };
+        let (device, mtu, mut frame) = (sender.device, sender.mtu, frame);
+        assume(&mut frame, mtu);
+        if frame.is_plain() || couple(&mut frame, &mut self.pool).is_err() {
+            frame.set_offload(Offload::NONE);
+            return Err(frame);
+        }
+        self.slow(at, zone, device, frame);
+        Ok(())
+    }
+
     /// A burst with frames that are not plain among the others, in order.
     #[cold]
     #[inline(never)]
@@ -196,6 +230,9 @@ impl Pipeline {
                 continue;
             }
             self.process_plain(at, device, &mut plain);
+            if let Some(endpoint) = at.snapshot.endpoint_of(device).filter(|it| it.partial_checksums) {
+                assume(&mut frame, endpoint.mtu);
+            }
             match couple(&mut frame, &mut self.pool) {
                 Ok(()) => self.process_one(at, device, frame),
                 Err(rule) => self.tally.drop(rule, frame, &mut self.pool),

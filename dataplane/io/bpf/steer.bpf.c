@@ -423,7 +423,8 @@ static __always_inline enum owner owner_of(void *at, void *end)
 	return KERNEL;
 }
 
-SEC("xdp")
+/* ".frags": packets of several buffers come too; their headers are in the first. */
+SEC("xdp.frags")
 int penstock_steer(struct xdp_md *ctx)
 {
 	enum owner owner;

@@ -106,6 +106,10 @@ pub const TX_BUDGET: u32 = 128;
 /// How long a nearly empty receive ring is left alone, unless configured.
 pub const PACE: Duration = Duration::from_micros(5);
 
+/// Chunks that a packet is sent in at most: as many fragments as a socket buffer has (`MAX_SKB_FRAGS`, 17 unless the kernel
+/// was configured otherwise; `linux/skbuff.h`).
+pub const MOST_PIECES: usize = 17;
+
 /// A receive ring with fewer packets than this is nearly empty.
 pub const PACE_BELOW: usize = 32;
 

@@ -7,6 +7,7 @@ use penstock_api::Fault;
 use penstock_api::model::{Attachment, CopyMode, Endpoint, Object, Uplink, XdpMode};
 use penstock_io::pages::HUGE;
 use penstock_io::steer::{self, SteerError};
+use penstock_io::xsk::MOST_PIECES;
 use penstock_io::{CHUNK, HEADROOM, Hugepages, Netdev, NetdevError};
 
 use crate::supervisor::{POD_FILL, UPLINK_FILL};
@@ -15,6 +16,8 @@ use crate::tables::desired::interface_of;
 
 /// The longest frame with an Ethernet header and one VLAN tag that a chunk holds, as an MTU.
 const CHUNK_MTU: u32 = (CHUNK - HEADROOM - 18) as u32;
+/// The same for as many chunks as a packet may lie in.
+const CHAIN_MTU: u32 = (MOST_PIECES * (CHUNK - HEADROOM) - 18) as u32;
 /// The largest MTU at which a veth runs XDP in native mode: a page of 4 KiB less the headroom and what a socket buffer
 /// keeps at its end (`veth_xdp_set` of `drivers/net/veth.c`, on x86-64).
 const VETH_NATIVE_MTU: u32 = 3506;
@@ -324,12 +327,12 @@ impl Judge<'_> {
                 );
             }
         }
-        if netdev.mtu > CHUNK_MTU {
+        if netdev.mtu > CHAIN_MTU {
             let problem = format!(
-                "packets of {name} above {CHUNK_MTU} bytes do not fit a chunk and are dropped; its MTU is {}",
+                "packets of {name} above {CHAIN_MTU} bytes are too long to be sent and are dropped; its MTU is {}",
                 netdev.mtu
             );
-            self.note(object, "interface", problem, format!("ip link set {name} mtu {CHUNK_MTU}"));
+            self.note(object, "interface", problem, format!("ip link set {name} mtu {CHAIN_MTU}"));
         }
     }
 

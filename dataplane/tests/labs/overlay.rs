@@ -51,9 +51,7 @@ fn a_routed_underlay_carries_everything() {
 }
 
 #[test]
-#[ignore = "a pod that leaves checksums to its device leaves it segmentation too: super-frames of up to 64 KiB are longer \
-            than a chunk and are dropped, until a frame may be a chain of chunks"]
-fn checksums_that_pods_leave_to_the_device_are_finished() {
+fn what_pods_leave_to_the_device_is_done() {
     everybody_talks("--pod-offload");
 }
 

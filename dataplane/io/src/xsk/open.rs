@@ -8,8 +8,8 @@ use crate::netdev::Netdev;
 use crate::region::{CHUNK, HEADROOM, Region};
 use crate::xsk::error::XskError;
 use crate::xsk::socket::{RingSizes, Rings, Socket};
-use crate::xsk::umem::Lenders;
-use crate::xsk::{CopyMode, TX_BUDGET, Transfer, XskConfig};
+use crate::xsk::umem::{Lenders, Mode};
+use crate::xsk::{CopyMode, MOST_PIECES, TX_BUDGET, Transfer, XskConfig};
 
 /// How long a queue may stay busy: the kernel finishes a close in the background, and a bind meanwhile answers EBUSY.
 pub(crate) const BUSY_LIMIT: Duration = Duration::from_secs(2);
@@ -24,6 +24,8 @@ pub(crate) struct Opened {
     pub(crate) socket: Socket,
     pub(crate) rings: Rings,
     pub(crate) transfer: Transfer,
+    /// Whether packets may lie in several chunks.
+    pub(crate) chains: bool,
     /// Why it copies, when zero-copy was not asked away.
     pub(crate) because: Option<String>,
 }
@@ -85,7 +87,7 @@ pub(crate) fn open(target: &Target<'_>, config: &XskConfig, chunks: &[u32]) -> R
     let zero_copy = match (config.copy, target.netdev.features) {
         (CopyMode::Copy, _) => Err("it was asked for".to_owned()),
         (_, Some(features)) if !features.zero_copy => Err("the driver has no zero-copy".to_owned()),
-        _ => bind_patiently(target, config, chunks, Transfer::ZeroCopy)?.map_err(|error| error.to_string()),
+        _ => bind_best(target, config, chunks, Transfer::ZeroCopy)?.map_err(|error| error.to_string()),
     };
     let (opened, because) = match (zero_copy, config.copy) {
         (Ok(opened), _) => (opened, None),
@@ -99,16 +101,39 @@ pub(crate) fn open(target: &Target<'_>, config: &XskConfig, chunks: &[u32]) -> R
                 chunk: CHUNK,
                 source,
             };
-            (bind_patiently(target, config, chunks, Transfer::Copy)?.map_err(refused)?, Some(why))
+            (bind_best(target, config, chunks, Transfer::Copy)?.map_err(refused)?, Some(why))
         }
     };
-    let (socket, rings) = opened;
+    let Bound { socket, rings, chains } = opened;
     let system = |call| move |source| XskError::System { port: target.port.to_owned(), call, source };
     let transfer = socket.transfer().map_err(system("XDP_OPTIONS"))?;
-    let opened = Opened { socket, rings, transfer, because };
+    let opened = Opened { socket, rings, transfer, chains, because };
     tune(target, config, &opened)?;
     say(target, config, &opened);
     Ok(opened)
+}
+
+/// A socket that is bound.
+struct Bound {
+    socket: Socket,
+    rings: Rings,
+    chains: bool,
+}
+
+/// Binds for packets in several chunks or, where the kernel (before 6.6) or the driver has none of that, in one. The inner
+/// error says that the mode cannot be had.
+fn bind_best(
+    target: &Target<'_>,
+    config: &XskConfig,
+    chunks: &[u32],
+    transfer: Transfer,
+) -> Result<Result<Bound, io::Error>, XskError> {
+    let bind = |chains| bind_patiently(target, config, chunks, Mode { transfer, chains });
+    let (bound, chains) = match bind(true)? {
+        Ok(bound) => (Ok(bound), true),
+        Err(_) => (bind(false)?, false),
+    };
+    Ok(bound.map(|(socket, rings)| Bound { socket, rings, chains }))
 }
 
 /// Binds, waiting while the queue is busy. The inner error says that the mode cannot be had.
@@ -116,11 +141,11 @@ fn bind_patiently(
     target: &Target<'_>,
     config: &XskConfig,
     chunks: &[u32],
-    transfer: Transfer,
+    mode: Mode,
 ) -> Result<Result<(Socket, Rings), io::Error>, XskError> {
     let start = Instant::now();
     loop {
-        match bind_once(target, config, chunks, transfer) {
+        match bind_once(target, config, chunks, mode) {
             Ok(bound) => return Ok(Ok(bound)),
             Err(Refusal::Mode(error)) => return Ok(Err(error)),
             Err(Refusal::Fatal(error)) => return Err(error),
@@ -138,7 +163,7 @@ fn bind_once(
     target: &Target<'_>,
     config: &XskConfig,
     chunks: &[u32],
-    transfer: Transfer,
+    mode: Mode,
 ) -> Result<(Socket, Rings), Refusal> {
     let socket = Socket::new(target.port)?;
     let completion = config.tx_ring;
@@ -151,7 +176,7 @@ fn bind_once(
         debug_assert!(pushed, "the fill ring has room for the fill level");
     }
     rings.fill.publish();
-    match bind_any(&socket, target, transfer) {
+    match bind_any(&socket, target, mode) {
         Ok(()) => Ok((socket, rings)),
         Err(Refusal::Mode(source)) => Err(match source.raw_os_error() {
             Some(libc::EBUSY) => Refusal::Busy,
@@ -163,12 +188,12 @@ fn bind_once(
 }
 
 /// Binds with the UMEM of a bound socket, or with one of its own when there is none.
-fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<(), Refusal> {
+fn bind_any(socket: &Socket, target: &Target<'_>, mode: Mode) -> Result<(), Refusal> {
     let mut lenders = Lenders::lock();
     let place = (target.netdev.index, target.queue);
-    let bind = |lender: Option<RawFd>| socket.bind(target.netdev.index, target.queue, transfer, lender);
+    let bind = |lender: Option<RawFd>| socket.bind(target.netdev.index, target.queue, mode, lender);
     let bound = loop {
-        let Some(lender) = lenders.find(target.region, transfer, place) else {
+        let Some(lender) = lenders.find(target.region, mode, place) else {
             socket.register(target.port, target.region)?;
             break bind(None);
         };
@@ -179,7 +204,7 @@ fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<
         }
     };
     bound.map_err(Refusal::Mode)?;
-    lenders.add(socket.raw(), target.region, transfer, place);
+    lenders.add(socket.raw(), target.region, mode, place);
     Ok(())
 }
 
@@ -190,11 +215,12 @@ fn bind_any(socket: &Socket, target: &Target<'_>, transfer: Transfer) -> Result<
 pub(crate) fn await_release(target: &Target<'_>, limit: Duration) -> bool {
     let start = Instant::now();
     let sizes = RingSizes { fill: 64, completion: 64, rx: 64, tx: 64 };
+    let plain = Mode { transfer: Transfer::Copy, chains: false };
     let busy = || -> Result<bool, XskError> {
         let socket = Socket::new(target.port)?;
         socket.register(target.port, target.region)?;
         let _rings = socket.rings(target.port, sizes)?;
-        let bound = socket.bind(target.netdev.index, target.queue, Transfer::Copy, None);
+        let bound = socket.bind(target.netdev.index, target.queue, plain, None);
         Ok(bound.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)))
     };
     loop {
@@ -239,12 +265,13 @@ fn say(target: &Target<'_>, config: &XskConfig, opened: &Opened) {
         }
         _ => tracing::info!(port, "AF_XDP socket bound in {transfer} mode"),
     }
-    let (longest, mtu) = (CHUNK - HEADROOM, target.netdev.mtu);
+    let pieces = if opened.chains { MOST_PIECES } else { 1 };
+    let (longest, mtu) = (pieces * (CHUNK - HEADROOM), target.netdev.mtu);
     // 14 bytes of Ethernet and one VLAN tag.
     if mtu as usize + 18 > longest {
         tracing::warn!(
             port,
-            "packets above {longest} bytes do not fit a chunk and are dropped, the interface's MTU is {mtu}; \
+            "packets above {longest} bytes are too long for {pieces} chunks and are dropped, the interface's MTU is {mtu}; \
              mend: ip link set {} mtu {}",
             target.netdev.name,
             longest - 18

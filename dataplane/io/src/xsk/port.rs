@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::burst::Burst;
 use crate::chain::ANNEX;
 use crate::clock::Ticks;
+use crate::frame::Frame;
 use crate::netdev::Netdev;
+use crate::offload::{Abilities, Offload};
 use crate::pages::prefetch;
 use crate::pool::FramePool;
 use crate::port::{Port, PortCounters, PortFault};
@@ -16,7 +18,7 @@ use crate::xsk::held::Held;
 use crate::xsk::open::{self, Target};
 use crate::xsk::ring::Desc;
 use crate::xsk::socket::{Rings, Socket};
-use crate::xsk::{PACE_BELOW, Transfer, XdpStatistics, XskConfig, pace_ticks};
+use crate::xsk::{MOST_PIECES, PACE_BELOW, Transfer, XdpStatistics, XskConfig, pace_ticks};
 
 /// Chunks that go to the fill ring, or come back from the completion ring, at a time.
 const BATCH: u32 = 64;
@@ -41,8 +43,10 @@ pub struct XskPort {
     polls: bool,
     /// The address of a chunk that the kernel did not hold, once it has handed one over.
     foreign: Option<u64>,
-    /// The receive ring is in the middle of a packet of several chunks.
-    in_chain: bool,
+    /// Whether packets may lie in several chunks.
+    chains: bool,
+    /// The beginning of a packet of several chunks, the rest of which the receive ring has not given out yet.
+    begun: Option<Frame>,
     // Cold.
     socket: Option<Socket>,
     name: String,
@@ -95,7 +99,8 @@ impl XskPort {
             copies: opened.transfer == Transfer::Copy,
             polls: config.busy_poll.is_some(),
             foreign: None,
-            in_chain: false,
+            chains: opened.chains,
+            begun: None,
             socket: Some(opened.socket),
             queue,
             netdev: netdev.clone(),
@@ -138,7 +143,7 @@ impl XskPort {
 
     /// Turns a descriptor into the frame that it stands for; `None` when the chunk is not one that the kernel holds.
     #[inline(always)]
-    fn accept(&mut self, desc: Desc) -> Option<crate::Frame> {
+    fn accept(&mut self, desc: Desc) -> Option<Frame> {
         let (chunk, offset, len) =
             (desc.address / CHUNK as u64, desc.address as usize % CHUNK, desc.len as usize);
         if offset < ANNEX || offset + len > CHUNK || !self.fill.give_up(chunk) {
@@ -150,6 +155,73 @@ impl XskPort {
         // SAFETY: the chunk was the kernel's until now (its bit was set and is cleared), so it has no other token; the
         // packet lies inside it (checked above).
         Some(unsafe { self.region.mint(chunk, offset, len) })
+    }
+
+    /// Puts a packet of several chunks together; it is there when its last one is.
+    #[cold]
+    fn assemble(&mut self, piece: Frame, more: bool) -> Option<Frame> {
+        let whole = match self.begun.take() {
+            Some(mut begun) => {
+                begun.append(piece);
+                begun
+            }
+            None => piece,
+        };
+        if more {
+            self.begun = Some(whole);
+            return None;
+        }
+        Some(whole)
+    }
+
+    /// Free slots of the transmit ring: as many completions may be under way as the completion ring has slots.
+    #[inline(always)]
+    fn room(&mut self, want: u32) -> u32 {
+        self.rings.tx.room(want).min(self.tx_slots - self.tx.count().min(self.tx_slots))
+    }
+
+    /// Hands a packet of several chunks to the kernel; there is room for it.
+    #[cold]
+    fn push_chain(&mut self, mut frame: Frame) {
+        let mut following = frame.take_piece();
+        let mut rest = Vec::with_capacity(MOST_PIECES);
+        while let Some(piece) = following {
+            following = frame.take_piece();
+            rest.push(piece);
+        }
+        let last = rest.len();
+        for (index, piece) in std::iter::once(frame).chain(rest).enumerate() {
+            self.push(piece, if index < last { libc::XDP_PKT_CONTD } else { 0 });
+        }
+    }
+
+    /// Hands a chunk of this region to the kernel; there is room for it.
+    #[inline(always)]
+    fn push(&mut self, frame: Frame, options: u32) {
+        let (offset, len) = (frame.offset() as u64, frame.len() as u32);
+        let head = frame.into_raw();
+        let chunk = self.region.chunk_of(head).unwrap_or_default();
+        let address = u64::from(chunk) * CHUNK as u64 + offset;
+        self.region.pass(chunk, Holder::User, Holder::Tx);
+        self.tx.take(chunk);
+        let pushed = self.rings.tx.push(Desc { address, len, options });
+        debug_assert!(pushed, "room was asked for");
+    }
+
+    /// The slots of the transmit ring that a frame needs; `None` if it cannot be sent at all.
+    #[inline(always)]
+    fn slots_for(&self, frame: &Frame) -> Option<u32> {
+        if frame.is_plain() {
+            return (frame.len() >= SHORTEST).then_some(1);
+        }
+        self.slots_for_chain(frame)
+    }
+
+    #[cold]
+    fn slots_for_chain(&self, frame: &Frame) -> Option<u32> {
+        let pieces = frame.pieces().count();
+        let fits = pieces == 1 || self.chains && pieces <= MOST_PIECES;
+        (fits && frame.offload() == Offload::NONE && frame.len() >= SHORTEST).then_some(pieces as u32)
     }
 
     /// Takes the chunks of sent packets back, once there are enough to be worth the ring's cache lines.
@@ -291,14 +363,15 @@ impl Port for XskPort {
             let Some(desc) = self.rings.rx.pop() else { break };
             let Some(frame) = self.accept(desc) else { break };
             let more = desc.options & libc::XDP_PKT_CONTD != 0;
-            if more || self.in_chain {
-                // A packet of several chunks: counted once, when it ends.
-                self.counters.rx_invalid += u64::from(!more);
-                self.in_chain = more;
-                pool.free(frame);
-                continue;
-            }
-            bytes += frame.len() as u64;
+            let frame = if more || self.begun.is_some() {
+                match self.assemble(frame, more) {
+                    Some(whole) => whole,
+                    None => continue,
+                }
+            } else {
+                frame
+            };
+            bytes += frame.total_len() as u64;
             packets += 1;
             // The kernel wrote it, likely on another core; its headers are read next.
             prefetch(frame.bytes(), 0);
@@ -315,30 +388,28 @@ impl Port for XskPort {
     #[inline(always)]
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
         let want = frames.len() as u32;
-        // As many completions may be under way as the completion ring has slots.
-        let room = self.rings.tx.room(want).min(self.tx_slots - self.tx.count().min(self.tx_slots));
+        let mut room = self.room(want);
         let (mut taken, mut bytes) = (0, 0);
-        for _ in 0..want.min(room) {
-            let Some(chunk) = frames.frames().first().and_then(|frame| self.region.chunk_of(frame.head()))
-            else {
-                break;
-            };
+        while let Some(frame) = frames.frames().first() {
+            let slots = self.slots_for(frame);
+            let needed = slots.unwrap_or_default();
+            if needed > room {
+                room = if needed > 1 { self.room(needed) } else { 0 };
+                if needed > room {
+                    break;
+                }
+            }
             let Some(frame) = frames.pop() else { break };
             taken += 1;
-            if frame.len() < SHORTEST {
+            if slots.is_none() {
                 self.counters.tx_invalid += 1;
                 pool.free(frame);
                 continue;
             }
-            let len = frame.len() as u32;
-            let address = u64::from(chunk) * CHUNK as u64 + frame.offset() as u64;
-            let _ = frame.into_raw();
-            self.region.pass(chunk, Holder::User, Holder::Tx);
-            self.tx.take(chunk);
-            let pushed = self.rings.tx.push(Desc { address, len, options: 0 });
-            debug_assert!(pushed, "room was asked for");
-            bytes += u64::from(len);
+            room -= needed;
+            bytes += frame.total_len() as u64;
             self.counters.tx_packets += 1;
+            if needed > 1 { self.push_chain(frame) } else { self.push(frame, 0) }
         }
         self.rings.tx.publish();
         self.counters.tx_bytes += bytes;
@@ -357,6 +428,10 @@ impl Port for XskPort {
             None => Ok(()),
             Some(address) => Err(PortFault::ForeignChunk { port: self.name.clone(), address }),
         }
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities::CHAINS.when(self.chains)
     }
 
     fn counters(&self) -> PortCounters {
@@ -381,6 +456,9 @@ impl Port for XskPort {
     }
 
     fn close(mut self, pool: &mut FramePool) {
+        if let Some(begun) = self.begun.take() {
+            pool.free(begun);
+        }
         self.surrender(|chunk, from| pool.take_back(chunk, from));
     }
 }
@@ -390,6 +468,9 @@ impl Drop for XskPort {
     fn drop(&mut self) {
         let region = self.region;
         let mut pool = FramePool::new(region);
+        if let Some(begun) = self.begun.take() {
+            pool.free(begun);
+        }
         self.surrender(|chunk, from| pool.take_back(chunk, from));
     }
 }

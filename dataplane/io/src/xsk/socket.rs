@@ -12,6 +12,7 @@ use crate::region::{CHUNK, Region};
 use crate::xsk::error::XskError;
 use crate::xsk::ring::{Consumer, Desc, Producer};
 use crate::xsk::umem::Lenders;
+use crate::xsk::umem::Mode;
 use crate::xsk::{BusyPoll, Transfer, XdpStatistics};
 
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`, Linux 6.17: descriptors that one `sendto` takes in copy mode.
@@ -109,23 +110,18 @@ impl Socket {
     }
 
     /// Binds to a queue, with the UMEM registered on this socket or with that of the bound socket `lender`.
-    pub(crate) fn bind(
-        &self,
-        index: u32,
-        queue: u32,
-        transfer: Transfer,
-        lender: Option<RawFd>,
-    ) -> io::Result<()> {
-        let mode = match transfer {
+    pub(crate) fn bind(&self, index: u32, queue: u32, wanted: Mode, lender: Option<RawFd>) -> io::Result<()> {
+        let mode = match wanted.transfer {
             Transfer::ZeroCopy => libc::XDP_ZEROCOPY,
             Transfer::Copy => libc::XDP_COPY,
         };
+        let chains = if wanted.chains { libc::XDP_USE_SG } else { 0 };
         let address = libc::sockaddr_xdp {
             sxdp_family: libc::AF_XDP as u16,
             sxdp_flags: if lender.is_some() {
                 libc::XDP_SHARED_UMEM
             } else {
-                mode | libc::XDP_USE_NEED_WAKEUP
+                mode | chains | libc::XDP_USE_NEED_WAKEUP
             },
             sxdp_ifindex: index,
             sxdp_queue_id: queue,

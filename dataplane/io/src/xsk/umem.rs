@@ -4,8 +4,8 @@
 //! `XDP_SHARED_UMEM` and names any socket that is bound. Two things about that are the kernel's
 //! (`xsk_bind` and `xp_assign_dev_shared`, checked on 6.18):
 //!
-//! * A socket that shares takes no flags of its own: whether it copies, and whether it wants wake-ups, is the UMEM's. One
-//!   UMEM therefore serves zero-copy devices or copying ones, never both (a veth cannot bind to the UMEM of a zero-copy
+//! * A socket that shares takes no flags of its own: whether it copies, whether it wants wake-ups and whether its packets
+//!   may lie in several chunks is the UMEM's. One UMEM therefore serves zero-copy devices or copying ones, never both (a veth cannot bind to the UMEM of a zero-copy
 //!   NIC). The region is registered once for each of the two; a frame still moves between them by its number, because
 //!   both registrations pin the same memory at the same addresses.
 //! * Different devices, queues and network namespaces may share: each (device, queue) has fill and completion rings of
@@ -21,9 +21,18 @@ use crate::xsk::Transfer;
 struct Lender {
     fd: RawFd,
     region: usize,
-    transfer: Transfer,
+    mode: Mode,
     /// Interface and queue that it is bound to.
     place: (u32, u32),
+}
+
+/// What a UMEM, and so every socket that shares it, was bound for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode {
+    /// How packets get between the device and the chunks.
+    pub(crate) transfer: Transfer,
+    /// Whether a packet may lie in several chunks.
+    pub(crate) chains: bool,
 }
 
 /// The bound sockets of this process. Held while a socket binds, so that a lender does not close meanwhile.
@@ -39,16 +48,14 @@ impl Lenders {
 
     /// A socket whose UMEM is `region`, in the same mode, but not one on the very queue (`place`) that is to be bound: with
     /// that the kernel would take it for a second socket on the same rings.
-    pub(crate) fn find(&self, region: &Region, transfer: Transfer, place: (u32, u32)) -> Option<RawFd> {
+    pub(crate) fn find(&self, region: &Region, mode: Mode, place: (u32, u32)) -> Option<RawFd> {
         let region = region.base().as_ptr() as usize;
-        let fits = |lender: &&Lender| {
-            lender.region == region && lender.transfer == transfer && lender.place != place
-        };
+        let fits = |lender: &&Lender| lender.region == region && lender.mode == mode && lender.place != place;
         self.0.iter().find(fits).map(|lender| lender.fd)
     }
 
-    pub(crate) fn add(&mut self, fd: RawFd, region: &Region, transfer: Transfer, place: (u32, u32)) {
-        self.0.push(Lender { fd, region: region.base().as_ptr() as usize, transfer, place });
+    pub(crate) fn add(&mut self, fd: RawFd, region: &Region, mode: Mode, place: (u32, u32)) {
+        self.0.push(Lender { fd, region: region.base().as_ptr() as usize, mode, place });
     }
 
     pub(crate) fn remove(&mut self, fd: RawFd) {

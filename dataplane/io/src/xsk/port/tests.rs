@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::offload::Partial;
 use crate::pages::Mapping;
 use crate::xsk::ring::{Consumer, Producer};
 use crate::{BURST, Frame, Hugepages};
@@ -45,7 +46,8 @@ fn port() -> (XskPort, Kernel, FramePool) {
         copies: true,
         polls: false,
         foreign: None,
-        in_chain: false,
+        chains: true,
+        begun: None,
         socket: None,
         name: "test:0".to_owned(),
         queue: 0,
@@ -131,21 +133,51 @@ fn a_packet_that_leaves_its_chunk_is_a_fault() {
 }
 
 #[test]
-fn a_packet_of_several_chunks_is_counted_once_and_lost() {
+fn a_packet_of_several_chunks_is_one_frame_be_it_in_two_bursts() {
     let (mut port, mut kernel, mut pool) = port();
     let mut burst = Burst::new();
     port.settle(&mut pool).unwrap();
     let parts = [kernel.chunk(), kernel.chunk(), kernel.chunk()];
     kernel.deliver(parts[0] + 256, 1500, libc::XDP_PKT_CONTD);
     kernel.deliver(parts[1] + 256, 1500, libc::XDP_PKT_CONTD);
+    assert_eq!(port.rx_burst(&mut pool, &mut burst), 0);
     kernel.deliver(parts[2] + 256, 100, 0);
     let whole = kernel.chunk();
     kernel.deliver(whole + 256, 60, 0);
-    assert_eq!(port.rx_burst(&mut pool, &mut burst), 1);
-    assert_eq!((port.counters().rx_packets, port.counters().rx_invalid), (1, 1));
+    assert_eq!(port.rx_burst(&mut pool, &mut burst), 2);
+    let lengths: Vec<_> = burst.frames().iter().map(|it| (it.total_len(), it.is_chain())).collect();
+    assert_eq!(lengths, [(3100, true), (60, false)]);
+    assert_eq!((port.counters().rx_packets, port.counters().rx_bytes), (2, 3160));
     assert_eq!(port.with_kernel().0, 124);
-    pool.free_burst(&mut burst);
+    // It leaves as it came: every chunk but the last says that there is more.
+    assert_eq!(port.tx_burst(&mut pool, &mut burst), 2);
+    assert_eq!(kernel.tx.available(4), 4);
+    let sent: Vec<_> = std::iter::from_fn(|| kernel.tx.pop()).map(|it| (it.len, it.options)).collect();
+    assert_eq!(sent, [(1500, 1), (1500, 1), (100, 0), (60, 0)]);
+    // A packet that was begun goes home with its port.
+    let begun = kernel.chunk();
+    kernel.deliver(begun + 256, 1500, libc::XDP_PKT_CONTD);
+    assert_eq!(port.rx_burst(&mut pool, &mut burst), 0);
     port.close(&mut pool);
+    assert_eq!(pool.region().census().free, pool.region().chunks());
+}
+
+#[test]
+fn what_the_kernel_could_not_send_is_discarded_and_counted() {
+    let (mut port, mut kernel, mut pool) = port();
+    let mut burst = Burst::new();
+    let mut too_many = frame(&mut pool, 100);
+    for _ in 0..17 {
+        too_many.append(frame(&mut pool, 100));
+    }
+    let mut unfinished = frame(&mut pool, 100);
+    unfinished.set_offload(Offload { checksum: Some(Partial { start: 34, offset: 16 }), segments: None });
+    burst.extend([too_many, unfinished, frame(&mut pool, 100)]);
+    assert_eq!(port.tx_burst(&mut pool, &mut burst), 3);
+    assert_eq!((port.counters().tx_packets, port.counters().tx_invalid), (1, 2));
+    assert_eq!(kernel.tx.available(3), 1);
+    port.close(&mut pool);
+    assert_eq!(pool.region().census().free, pool.region().chunks());
 }
 
 #[test]
