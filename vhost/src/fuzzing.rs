@@ -12,13 +12,14 @@ use crate::inflight::Inflight;
 use crate::log::DirtyLog;
 use crate::memory::{GuestMemory, RegionSetup};
 use crate::naive::{Arena, GUEST, Layout, USER};
+pub use crate::session::fuzzing::session;
 use crate::{PairSetup, Switch, VhostPort, handover};
 
 /// A target: its name, which is that of its program, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: &[Target] = &[("rings", rings)];
+pub const TARGETS: &[Target] = &[("rings", rings), ("session", session)];
 
 /// Bytes of a file in front of the memory that is shared.
 const FRONT: u64 = 4096;

@@ -19,7 +19,7 @@ mod tests;
 mod wire;
 
 #[cfg(feature = "driver")]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -35,7 +35,7 @@ pub use refusal::{Ending, Refusal, Request};
 pub use socket::{Access, MAX_PATH, SocketError, check as check_path};
 
 use crate::features;
-use crate::handover::{Intake, handover};
+use crate::handover::{Intake, Switch, handover};
 use run::Runner;
 use socket::Served;
 
@@ -144,6 +144,8 @@ pub struct Status {
     pub protocol: u64,
     /// The rings: even ones are what the guest receives by, odd ones what it sends by.
     pub rings: Vec<RingStatus>,
+    /// Queue pairs that their workers have in hand.
+    pub served: usize,
     /// The MTU that the front-end shows its guest, if it said so.
     pub mtu: Option<u16>,
     /// Connections since the session was opened: one more than reconnects.
@@ -159,6 +161,7 @@ pub struct Status {
 /// A vhost-user session. Dropping it closes it.
 pub struct Session {
     status: Arc<Mutex<Status>>,
+    switches: Arc<[Switch]>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -204,16 +207,19 @@ impl Session {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("event descriptor"))?;
         let stop = Arc::new(stop);
         let status = Arc::new(Mutex::new(Status::new(&config)));
-        let runner = Runner::new(&config, served, switches, Arc::clone(&status), Arc::clone(&stop));
+        let switches: Arc<[Switch]> = switches.into();
+        let runner = Runner::new(&config, served, Arc::clone(&switches), Arc::clone(&status), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name(thread_name(&config.name));
         let thread = thread.spawn(move || runner.run(stream)).map_err(failed("thread"))?;
-        Ok((Session { status, stop, thread: Some(thread) }, intakes))
+        Ok((Session { status, switches, stop, thread: Some(thread) }, intakes))
     }
 
     /// How it is just now.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status.served = self.switches.iter().filter(|switch| switch.is_served()).count();
+        status
     }
 
     /// Hangs up, takes every pair back from its worker and waits until that is done.
@@ -241,6 +247,7 @@ impl Status {
             features: 0,
             protocol: 0,
             rings: Vec::new(),
+            served: 0,
             mtu: None,
             connections: 0,
             faults: 0,

@@ -15,7 +15,7 @@ struct Lane {
 }
 
 /// Ports that are joined two by two.
-pub struct Forwarder {
+pub(crate) struct Forwarder {
     lanes: Vec<Lane>,
     pool: FramePool,
     burst: Burst,
@@ -24,7 +24,7 @@ pub struct Forwarder {
 impl Forwarder {
     /// Joins the first device with the second, the third with the fourth and so on; a last one alone answers to itself.
     /// Each device has one intake a queue pair.
-    pub fn new(region: &'static Region, devices: Vec<Vec<Intake>>) -> Forwarder {
+    pub(crate) fn new(region: &'static Region, devices: Vec<Vec<Intake>>) -> Forwarder {
         let pairs: Vec<usize> = devices.iter().map(Vec::len).collect();
         let firsts: Vec<usize> = pairs.iter().scan(0, |at, &count| Some(std::mem::replace(at, *at + count))).collect();
         let mut lanes = Vec::new();
@@ -43,7 +43,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// A port's fault that is no guest's.
-    pub fn turn(&mut self) -> Result<usize, PortFault> {
+    pub(crate) fn turn(&mut self) -> Result<usize, PortFault> {
         let mut moved = 0;
         for from in 0..self.lanes.len() {
             let got = self.lanes[from].port.rx_burst(&mut self.pool, &mut self.burst);
@@ -62,7 +62,7 @@ impl Forwarder {
     }
 
     /// Sleeps until a port has something or some milliseconds are over.
-    pub fn sleep(&mut self, millis: i32) {
+    pub(crate) fn sleep(&mut self, millis: i32) {
         let mut restless = false;
         for lane in &mut self.lanes {
             restless |= lane.port.is_restless();
@@ -79,13 +79,13 @@ impl Forwarder {
     }
 
     /// Counters of each lane, and the frames that found no room at its other end.
-    pub fn counters(&self) -> impl Iterator<Item = (PortCounters, u64)> {
+    pub(crate) fn counters(&self) -> impl Iterator<Item = (PortCounters, u64)> {
         self.lanes.iter().map(|lane| (lane.port.counters(), lane.dropped))
     }
 
     /// Closes all ports; the pool has every chunk again.
     #[allow(dead_code, reason = "the program runs until it is killed; tests close")]
-    pub fn close(mut self) -> FramePool {
+    pub(crate) fn close(mut self) -> FramePool {
         for lane in self.lanes {
             lane.port.close(&mut self.pool);
         }

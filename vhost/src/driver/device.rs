@@ -6,6 +6,9 @@ use smoltcp::time::Instant;
 use super::pod::Pod;
 use super::queue::Packet;
 
+/// Where the ports of TCP and UDP over IPv4 without options are.
+const PORTS: std::ops::Range<usize> = 34..38;
+
 /// A packet that was received.
 #[derive(Debug)]
 pub struct Received(Packet);
@@ -14,7 +17,6 @@ pub struct Received(Packet);
 #[derive(Debug)]
 pub struct Sending<'a> {
     pod: &'a mut Pod,
-    pair: u16,
 }
 
 impl RxToken for Received {
@@ -27,8 +29,11 @@ impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut packet = vec![0; len];
         let result = f(&mut packet);
+        // A connection keeps to one pair, as every driver has it: its packets stay in order.
+        let ports = packet.get(PORTS).unwrap_or_default();
+        let pair = ports.iter().map(|&byte| u16::from(byte)).sum::<u16>() % self.pod.config().pairs;
         // A full ring loses the packet, as a full link would.
-        self.pod.send(self.pair, &packet);
+        self.pod.send(pair, &packet);
         result
     }
 }
@@ -39,11 +44,11 @@ impl Device for Pod {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received, Sending<'_>)> {
         let packet = self.receive_any()?;
-        Some((Received(packet), Sending { pair: self.next_pair(), pod: self }))
+        Some((Received(packet), Sending { pod: self }))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
-        Some(Sending { pair: self.next_pair(), pod: self })
+        Some(Sending { pod: self })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

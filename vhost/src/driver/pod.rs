@@ -387,12 +387,6 @@ impl Pod {
         None
     }
 
-    /// The pair to send on next: each in turn.
-    pub(super) fn next_pair(&mut self) -> u16 {
-        self.turn = (self.turn + 1) % usize::from(self.config.pairs);
-        self.turn as u16
-    }
-
     /// Packets that were sent and not taken by the device yet.
     pub fn unsent(&mut self) -> usize {
         let mut left = 0;
@@ -426,6 +420,11 @@ impl Pod {
             // Empty already: nobody called.
             let _ = queue.call.read();
         }
+    }
+
+    /// Kicks every ring, asked or not.
+    pub fn ring_bells(&mut self) {
+        self.queues.iter_mut().for_each(Queue::ring_bell);
     }
 
     /// Whether there is a session and the back-end has not closed it.

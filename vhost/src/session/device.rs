@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserVringAddrFlags;
@@ -21,6 +22,8 @@ use crate::memory::GuestMemory;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Entries of a ring at most, in either format (virtio 1.2 sections 2.7 and 2.8.10.1).
 const MOST_ENTRIES: u32 = 32_768;
+/// Where the used ring has its index (`struct vring_used`, `linux/virtio_ring.h`).
+const USED_INDEX: usize = 2;
 
 /// Where a ring is, as `SET_VRING_ADDR` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,18 +271,26 @@ impl Device {
         };
         let Some(at) = ring.at.filter(|_| ring.size != 0 && self.memory.regions() != 0) else { return Ok(None) };
         let inflight = self.inflight(index as u16)?;
+        let base = self.base(ring.base, at);
         Ok(Some(RingSetup {
             size: ring.size,
             desc: at.desc,
             avail: at.avail,
             used: at.used,
             used_log: at.log,
-            base: ring.base,
+            base,
             kick,
             call: ring.call,
             enabled: ring.enabled.unwrap_or(self.enabled_at_first()),
             inflight,
         }))
+    }
+
+    /// Where a ring goes on. A front-end whose back-end was lost does not know, and may say zero (DPDK's does). What a split
+    /// ring says in the used index holds, for whoever uses descriptors in order, as we do; a packed one has no such word.
+    fn base(&self, told: u32, at: Addresses) -> u32 {
+        let used = self.memory.words_at_user(at.used, 4, 4).filter(|_| !self.is_packed());
+        used.map_or(told, |used| used.load16(USED_INDEX, Ordering::Acquire).into())
     }
 
     fn inflight(&mut self, queue: u16) -> Result<Option<InflightQueue>, Refusal> {

@@ -1,7 +1,4 @@
-//! What the fuzz target does with its bytes: speak them to a session, and hold it to what must be true of any peer.
-//!
-//! The program under `vhost/fuzz` only calls [`messages`]; `tests/session_fuzzing.rs` runs it on random and on once-crashing
-//! inputs, so an ordinary test run exercises it.
+//! What the fuzz target `session` does with its bytes: speak them to a session, and hold it to what must be true of any peer.
 
 use std::fs::File;
 use std::io::Read;
@@ -192,7 +189,7 @@ fn owned(event: &EventFd) -> Option<OwnedFd> {
 ///
 /// # Panics
 /// When the session does what it never may: hang, panic itself, end without a reason, keep a pair.
-pub fn messages(bytes: &[u8]) {
+pub fn session(bytes: &[u8]) {
     let Ok((ours, theirs)) = UnixStream::pair() else { return };
     let mut replies = theirs.try_clone().expect("a descriptor");
     let Some(peer) = Peer::new(theirs) else { return };

@@ -39,13 +39,13 @@ impl Runner {
     pub(super) fn new(
         config: &SessionConfig,
         served: Option<Served>,
-        switches: Vec<Switch>,
+        switches: Arc<[Switch]>,
         status: Arc<Mutex<Status>>,
         stop: Arc<EventFd>,
     ) -> Runner {
         let several = if config.pairs > 1 { features::MQ } else { 0 };
         let (path, features) = (config.path.clone(), config.features | several);
-        Runner { path, features, served, switches: switches.into(), status, stop, pause: SHORTEST }
+        Runner { path, features, served, switches, status, stop, pause: SHORTEST }
     }
 
     /// Serves the peer at the other end of `stream`, or one peer after the other until told to stop.
