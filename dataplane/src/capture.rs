@@ -44,6 +44,7 @@ impl Captures {
         self.taps.retain(|tap| !tap.closed.load(Ordering::Relaxed));
         for tap in self.taps.iter().filter(|tap| tap.device == device) {
             for frame in frames.iter().filter(|frame| tap.filter.matches(frame.bytes())) {
+                // Of a packet of several chunks the first does: it has all headers.
                 let bytes = &frame.bytes()[..frame.len().min(tap.snaplen)];
                 let Some(mut copy) = pool.alloc() else {
                     tap.lost.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +52,7 @@ impl Captures {
                 };
                 let fits = copy.fill_from(bytes).is_ok();
                 let captured =
-                    Captured { sent, worker: self.worker, length: frame.len() as u32, at: now, copy };
+                    Captured { sent, worker: self.worker, length: frame.total_len() as u32, at: now, copy };
                 if !fits {
                     tap.lost.fetch_add(1, Ordering::Relaxed);
                     pool.free(captured.copy);

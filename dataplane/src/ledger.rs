@@ -61,8 +61,8 @@ impl Ledger {
         Ledger { worker, wallet: Wallet::default(), journal: Writer::new(journal, rate) }
     }
 
-    /// Lets a packet of `len` bytes pass from a zone to a device, or says which limit of which end it exceeds. What the
-    /// sender's limits let pass is spent, be the receiver's as they may: it was sent.
+    /// Lets packets pass from a zone to a device, so many and of so many bytes from the IP header on, or says which limit of
+    /// which end they exceed. What the sender's limits let pass is spent, be the receiver's as they may: it was sent.
     ///
     /// # Errors
     /// The limit that it exceeds.
@@ -72,14 +72,15 @@ impl Ledger {
         snapshot: &Snapshot,
         zone: Option<Zone>,
         out: DeviceId,
-        len: u16,
+        (packets, bytes): (u32, u32),
         now: Ticks,
     ) -> Result<(), Cause> {
         // Limits are of whole frames: see `penstock_api::model::Limits`.
-        let bytes = len.saturating_add(L3 as u16);
+        let bytes = bytes + packets * L3 as u32;
         for (way, endpoint) in ends(snapshot, zone, out) {
             let Some(Endpoint { device, meter: Some(meter), .. }) = endpoint else { continue };
-            let passed = self.wallet.with(*device, meter, |purses| meter.admit(purses, way, 1, bytes, now));
+            let passed =
+                self.wallet.with(*device, meter, |purses| meter.admit(purses, way, packets, bytes, now));
             passed.map_err(|exceeded| cause_of(way, exceeded))?;
         }
         Ok(())

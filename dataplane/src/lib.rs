@@ -17,6 +17,7 @@ pub mod drop;
 pub mod flow;
 mod hits;
 pub mod idle;
+mod join;
 pub mod journal;
 pub mod kernel;
 pub mod ledger;
@@ -39,6 +40,7 @@ pub mod tables;
 mod tally;
 #[doc(hidden)]
 pub mod testbed;
+mod tow;
 pub mod tracker;
 pub mod unwrap;
 mod waiting;

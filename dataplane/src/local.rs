@@ -19,6 +19,7 @@ use crate::mailbox::Event;
 use crate::pipeline::{L3, Leaving, Moment, Pipeline};
 use crate::slowpath::{self, Answer, Facts, Scene, Verdict, Way};
 use crate::tables::{Snapshot, Zone};
+use crate::tow;
 use crate::waiting::{Guest, Origin};
 
 /// How a frame came in.
@@ -58,10 +59,10 @@ impl Pipeline {
         if let Some((action, leaving)) = self.known_by_now(at, zone, &parsed)
             && !action.is_tracked()
             && packet.hops > 1
-            && leaving.len <= action.max_len()
+            && tow::len_on_link(&frame, leaving.len) <= action.max_len()
         {
             // An earlier packet of this very burst made the flow known.
-            if let Err(cause) = self.meter(at, zone, action, leaving) {
+            if let Err(cause) = self.meter(at, zone, action, tow::weight(&frame, leaving.len)) {
                 return self.tally.drop(cause, frame, &mut self.pool);
             }
             return self.carry_out(at.snapshot, action, leaving, frame);
@@ -178,13 +179,14 @@ impl Pipeline {
 
     /// Lets a packet go its way, and remembers the way if it lasts.
     fn go(&mut self, at: Moment<'_>, zone: ZoneId, way: &Way, parsed: &Parsed, mut frame: Frame) {
-        let leaving = if way.lasts { self.install(at, zone, parsed, way) } else { self.leaving(parsed) };
+        let mut leaving = if way.lasts { self.install(at, zone, parsed, way) } else { self.leaving(parsed) };
+        leaving.len = tow::len_on_link(&frame, leaving.len);
         // Pieces of a packet that is sent on for a service would each have to say so.
         if leaving.len > way.action.max_len() && (way.asked.is_some() || !may_cut(parsed)) {
             // Its sender is told of the packet as it sent it.
             return self.too_long(at, zone, way.action, leaving, frame);
         }
-        if let Err(cause) = self.meter(at, zone, way.action, leaving) {
+        if let Err(cause) = self.meter(at, zone, way.action, tow::weight(&frame, leaving.len)) {
             return self.tally.drop(cause, frame, &mut self.pool);
         }
         if let Some(change) = &way.change {
@@ -323,6 +325,10 @@ impl Pipeline {
             Err(rule) => return self.tally.drop(rule, frame, &mut self.pool),
         };
         if may_cut(&parsed) && !action.is_served() {
+            if !frame.is_plain() {
+                // Its fragments would be those of a stand-in.
+                return self.tally.drop(Cause::TooBig, frame, &mut self.pool);
+            }
             return self.cut(at, action, leaving, &parsed, frame);
         }
         let problem = Problem::TooBig { mtu: action.max_len() };
@@ -388,6 +394,10 @@ impl Pipeline {
 
     fn answer(&mut self, at: Moment<'_>, from: Arrival, answer: Answer, parsed: &Parsed, frame: Frame) {
         let Arrival { zone, device, .. } = from;
+        if matches!(answer, Answer::Echo) && tow::is_stand_in(&frame) {
+            // The echo would be of its first chunk.
+            return self.tally.drop(Cause::TooBig, frame, &mut self.pool);
+        }
         let router = at.snapshot.router_mac;
         let on_link =
             matches!(at.snapshot.zones.get(zone.number()), Some(Zone::Endpoint { .. } | Zone::Host { .. }));
@@ -422,7 +432,7 @@ impl Pipeline {
     }
 
     /// Counts a frame that would have been made, had there been a free chunk: made and dropped, so that the sum holds.
-    fn not_made(&mut self) {
+    pub(crate) fn not_made(&mut self) {
         self.tally.counts.made += 1;
         self.tally.count(Cause::NoChunk);
     }

@@ -217,21 +217,21 @@ impl Meter {
         &self,
         purses: &mut Purses,
         way: Way,
-        packets: u16,
-        bytes: u16,
+        packets: u32,
+        bytes: u32,
         now: Ticks,
     ) -> Result<(), Exceeded> {
         let way = way as usize;
         if let Some(bucket) = &self.packets[way]
-            && !purses.packets[way].spend(packets.into(), bucket, now)
+            && !purses.packets[way].spend(packets, bucket, now)
         {
             return Err(Exceeded::Packets);
         }
         if let Some(bucket) = &self.bytes[way]
-            && !purses.bytes[way].spend(bytes.into(), bucket, now)
+            && !purses.bytes[way].spend(bytes, bucket, now)
         {
-            if self.packets[way].is_some() {
-                purses.packets[way].0 += u32::from(packets);
+            if let Some(bucket) = &self.packets[way] {
+                purses.packets[way].0 += packets.min(bucket.capacity());
             }
             return Err(Exceeded::Bandwidth);
         }
@@ -294,7 +294,7 @@ mod tests {
         let mut passed = 0;
         for (turn, at) in (START..START + ticks).step_by(step as usize).enumerate() {
             let purse = &mut purses[turn % workers];
-            while meter.admit(purse, Way::Egress, 1, len, Ticks(at)).is_ok() {
+            while meter.admit(purse, Way::Egress, 1, len.into(), Ticks(at)).is_ok() {
                 passed += u64::from(len);
             }
         }
@@ -344,8 +344,8 @@ mod tests {
     fn the_longest_packet_passes_a_small_bucket_and_nothing_a_rate_of_zero() {
         let mut purses = Purses::default();
         let meter = only_egress(Rate { per_second: 1000, burst: 0 });
-        assert_eq!(meter.admit(&mut purses, Way::Egress, 1, u16::MAX, Ticks(START)), Ok(()));
-        assert_eq!(meter.admit(&mut purses, Way::Ingress, 1, u16::MAX, Ticks(START)), Ok(()));
+        assert_eq!(meter.admit(&mut purses, Way::Egress, 1, u16::MAX.into(), Ticks(START)), Ok(()));
+        assert_eq!(meter.admit(&mut purses, Way::Ingress, 1, u16::MAX.into(), Ticks(START)), Ok(()));
         assert!(meter.is_open(Way::Ingress) && !meter.is_open(Way::Egress));
         let closed = only_egress(Rate { per_second: 0, burst: 1 << 30 });
         let later = Ticks(START + 1000 * RATE.0);
@@ -419,7 +419,7 @@ mod tests {
             for (gap, len) in packets {
                 now += gap;
                 let level = naive.level(now);
-                let passes = meter.admit(&mut purses, Way::Egress, 1, len, Ticks(now)).is_ok();
+                let passes = meter.admit(&mut purses, Way::Egress, 1, len.into(), Ticks(now)).is_ok();
                 // Rounding moves the rate by less than one in a thousand; the level that is owed grows with it.
                 let slack = portion * 2 + u128::from(len) + u128::from(burst) / 500 + 4000;
                 if level >= u128::from(len) + slack {
@@ -443,7 +443,7 @@ mod tests {
             let (mut now, mut passed) = (START, 0);
             for (gap, worker, packets) in asks {
                 now += gap;
-                if meter.admit(&mut purses[worker % workers], Way::Ingress, packets, 1, Ticks(now)).is_ok() {
+                if meter.admit(&mut purses[worker % workers], Way::Ingress, u32::from(packets), 1, Ticks(now)).is_ok() {
                     passed += u64::from(packets);
                 }
                 let portion = (burst / PORTIONS).max(1);

@@ -1,13 +1,19 @@
 //! Frames on their way out: gathered by device while a burst is worked on, then handed over in bursts.
 
-use penstock_io::{BURST, Burst, Frame, FramePool, Port, Ticks};
+use std::collections::VecDeque;
+
+use penstock_io::{Abilities, BURST, Burst, Frame, FramePool, Port, Ticks};
 
 use crate::capture::Captures;
 use crate::drop::Cause;
 use crate::flow::DeviceId;
+use crate::join::join;
 use crate::mailbox::Outlet;
 use crate::tally::Tally;
 use crate::worker::Slots;
+
+/// Frames that wait for room in their burst at most: the segments of some packets.
+const BEHIND: usize = 4096;
 
 /// How frames for a device leave this worker.
 #[derive(Default)]
@@ -24,7 +30,11 @@ pub(crate) enum Way {
 #[derive(Default)]
 struct Output {
     way: Way,
+    /// What the port takes beyond finished packets of one chunk; nothing of another worker's.
+    takes: Abilities,
     burst: Burst,
+    /// What the burst had no room for: a packet may become more segments than a burst has places.
+    behind: VecDeque<Frame>,
 }
 
 /// The frames that leave, by device.
@@ -44,6 +54,19 @@ impl Outputs {
             self.pending.reserve(self.devices.len());
         }
         self.devices[index].way = way;
+        self.devices[index].takes = Abilities::NONE;
+    }
+
+    /// Says what a device's port takes now.
+    pub(crate) fn set_abilities(&mut self, device: DeviceId, takes: Abilities) {
+        if let Some(output) = self.devices.get_mut(usize::from(device.0)) {
+            output.takes = takes;
+        }
+    }
+
+    /// What the port of a device takes beyond finished packets of one chunk.
+    pub(crate) fn abilities(&self, device: DeviceId) -> Abilities {
+        self.devices.get(usize::from(device.0)).map_or(Abilities::NONE, |output| output.takes)
     }
 
     /// The slot of the worker's own port for a device.
@@ -58,9 +81,9 @@ impl Outputs {
     #[inline]
     pub(crate) fn send(&mut self, device: DeviceId, frame: Frame, pool: &mut FramePool, tally: &mut Tally) {
         match self.open(device) {
-            Some(burst) => {
-                if let Err(frame) = burst.push(frame) {
-                    tally.drop(Cause::TxRingFull, frame, pool);
+            Some(output) => {
+                if let Err(frame) = output.burst.push(frame) {
+                    output.push_behind(frame, pool, tally);
                 }
             }
             None => tally.drop(Cause::PortGone, frame, pool),
@@ -82,24 +105,30 @@ impl Outputs {
             while exits.next_if_eq(&exit).is_some() {
                 count += 1;
             }
-            let (moved, cause) = match self.open(exit) {
-                Some(burst) => (frames.move_front(burst, count), Cause::TxRingFull),
-                None => (0, Cause::PortGone),
-            };
-            for frame in std::iter::from_fn(|| frames.pop()).take(count - moved) {
-                tally.drop(cause, frame, pool);
+            match self.open(exit) {
+                Some(output) => {
+                    let moved = frames.move_front(&mut output.burst, count);
+                    for frame in std::iter::from_fn(|| frames.pop()).take(count - moved) {
+                        output.push_behind(frame, pool, tally);
+                    }
+                }
+                None => {
+                    for frame in std::iter::from_fn(|| frames.pop()).take(count) {
+                        tally.drop(Cause::PortGone, frame, pool);
+                    }
+                }
             }
         }
     }
 
-    /// The frames that are to leave by a device, to add to; `None` if there is no such device.
+    /// What is to leave by a device, to add to; `None` if there is no such device.
     #[inline]
-    fn open(&mut self, device: DeviceId) -> Option<&mut Burst> {
+    fn open(&mut self, device: DeviceId) -> Option<&mut Output> {
         let output = self.devices.get_mut(usize::from(device.0))?;
         if output.burst.is_empty() {
             self.pending.push(device.0);
         }
-        Some(&mut output.burst)
+        Some(output)
     }
 
     /// Hands everything over.
@@ -116,31 +145,54 @@ impl Outputs {
             if captures.any() {
                 captures.look(DeviceId(device), true, output.burst.frames(), pool, now);
             }
-            match &mut output.way {
-                Way::Own(slot) => match slots.get_mut(*slot).and_then(Option::as_mut) {
-                    Some(slot) => {
-                        tally.counts.tx += slot.port.tx_burst(pool, &mut output.burst) as u64;
-                        slot.tx_drops += output.burst.len() as u64;
-                        tally.drop_burst(Cause::TxRingFull, &mut output.burst, pool);
-                    }
-                    None => tally.drop_burst(Cause::PortGone, &mut output.burst, pool),
-                },
-                Way::Worker(outlet) => hand_over(DeviceId(device), outlet, &mut output.burst, pool, tally),
-                Way::None => tally.drop_burst(Cause::PortGone, &mut output.burst, pool),
+            loop {
+                output.hand_over(DeviceId(device), slots, pool, tally);
+                if output.behind.is_empty() {
+                    break;
+                }
+                output.burst.extend(output.behind.drain(..output.behind.len().min(BURST)));
+                if captures.any() {
+                    captures.look(DeviceId(device), true, output.burst.frames(), pool, now);
+                }
             }
             debug_assert!(output.burst.is_empty());
         }
     }
 }
 
+impl Output {
+    /// Keeps a frame that the burst has no room for.
+    #[cold]
+    fn push_behind(&mut self, frame: Frame, pool: &mut FramePool, tally: &mut Tally) {
+        if self.behind.len() < BEHIND {
+            self.behind.push_back(frame);
+        } else {
+            tally.drop(Cause::TxRingFull, frame, pool);
+        }
+    }
+
+    /// Hands the burst over.
+    fn hand_over(&mut self, device: DeviceId, slots: &mut Slots, pool: &mut FramePool, tally: &mut Tally) {
+        match &mut self.way {
+            Way::Own(slot) => match slots.get_mut(*slot).and_then(Option::as_mut) {
+                Some(slot) => {
+                    if self.takes.has(Abilities::CHECKSUM) && self.burst.len() > 1 {
+                        tally.counts.consumed += join(&mut self.burst, self.takes);
+                    }
+                    tally.counts.tx += slot.port.tx_burst(pool, &mut self.burst) as u64;
+                    slot.tx_drops += self.burst.len() as u64;
+                    tally.drop_burst(Cause::TxRingFull, &mut self.burst, pool);
+                }
+                None => tally.drop_burst(Cause::PortGone, &mut self.burst, pool),
+            },
+            Way::Worker(outlet) => post(device, outlet, &mut self.burst, pool, tally),
+            Way::None => tally.drop_burst(Cause::PortGone, &mut self.burst, pool),
+        }
+    }
+}
+
 /// Puts frames into another worker's mailbox.
-fn hand_over(
-    device: DeviceId,
-    outlet: &mut Outlet,
-    burst: &mut Burst,
-    pool: &mut FramePool,
-    tally: &mut Tally,
-) {
+fn post(device: DeviceId, outlet: &mut Outlet, burst: &mut Burst, pool: &mut FramePool, tally: &mut Tally) {
     for _ in 0..BURST {
         let Some(frame) = burst.pop() else { break };
         // It counts as sent when its owner's device takes it.

@@ -29,6 +29,7 @@ use crate::recognise::{Lane, Lanes, Stations, What, from_endpoint, is_for_router
 use crate::snapshot::Epoch;
 use crate::tables::{Device, Snapshot};
 use crate::tally::Tally;
+use crate::tow;
 use crate::tracker::Tracker;
 use crate::unwrap::{Arrived, Unwrapper};
 use crate::waiting::WaitingRoom;
@@ -115,10 +116,29 @@ impl Pipeline {
         if self.captures.any() {
             self.captures.look(device, false, burst.frames(), &mut self.pool, at.now);
         }
+        if burst.frames().iter().all(Frame::is_plain) {
+            self.process_plain(at, device, burst);
+        } else {
+            self.process_mixed(at, device, burst);
+        }
+    }
+
+    /// The stages, for frames that are each a packet in a chunk.
+    #[inline(always)]
+    pub(crate) fn process_plain(&mut self, at: Moment<'_>, device: DeviceId, burst: &mut Burst) {
         self.lanes.any_v6 = false;
         self.classify(at, device, burst.frames_mut());
         match_tags(&mut self.lanes, &self.cache4, &self.cache6, burst.len());
         self.act(at, device, burst);
+    }
+
+    /// The stages for a frame that stands for more than it says.
+    pub(crate) fn process_one(&mut self, at: Moment<'_>, device: DeviceId, mut frame: Frame) {
+        self.lanes.any_v6 = false;
+        self.classify(at, device, std::slice::from_mut(&mut frame));
+        match_tags(&mut self.lanes, &self.cache4, &self.cache6, 1);
+        self.lanes.each[0].len = tow::len_on_link(&frame, self.lanes.each[0].len);
+        self.act_apart(at, device, 0, frame);
     }
 
     /// First stage: where each frame came from, what it is, its key and hash; the bucket's tags are on their way.
@@ -167,11 +187,11 @@ impl Pipeline {
         native: Option<ZoneId>,
         frame: &mut Frame,
     ) -> What {
-        let zone = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
-            Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => zone,
+        let (zone, is_inner) = match self.unwrapper.unwrap(at.snapshot, at.epoch, frame) {
+            Ok(Arrived::Tunnel(zone)) if is_for_router(at.snapshot, frame) => (zone, true),
             Ok(Arrived::Served(zone, served_as)) if is_for_router(at.snapshot, frame) => {
                 match self.admit(at, zone, &served_as, frame) {
-                    Ok(()) => zone,
+                    Ok(()) => (zone, true),
                     Err(reason) => return self.lanes.refuse(lane, reason),
                 }
             }
@@ -179,7 +199,7 @@ impl Pipeline {
                 return self.lanes.refuse(lane, Cause::WrongInnerMac);
             }
             Ok(Arrived::Bare) => match native {
-                Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => zone,
+                Some(zone) if frame.bytes().first_chunk() == Some(&mac.0) => (zone, false),
                 _ => return self.lanes.refuse(lane, Cause::NotForUs),
             },
             Ok(Arrived::PathMtu(peer, mtu)) => {
@@ -188,6 +208,12 @@ impl Pipeline {
             }
             Err(reason) => return self.lanes.refuse(lane, reason),
         };
+        if is_inner
+            && !frame.is_plain()
+            && let Err(rule) = tow::couple_anew(frame, &mut self.pool)
+        {
+            return self.lanes.refuse(lane, rule);
+        }
         recognise(&mut self.lanes, &self.cache4, &self.cache6, lane, zone, frame)
     }
 
@@ -300,6 +326,9 @@ impl Pipeline {
         leaving: Leaving,
         mut frame: Frame,
     ) {
+        if !frame.is_plain() {
+            return self.carry_out_train(snapshot, action, leaving, frame);
+        }
         frame.truncate(L3 + usize::from(leaving.len));
         match hits::rewrite(snapshot, &action, leaving, &mut frame) {
             Ok(()) => self.outputs.send(action.out(), frame, &mut self.pool, &mut self.tally),

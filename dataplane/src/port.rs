@@ -6,7 +6,7 @@ use penstock_io::mem::MemPort;
 use penstock_io::pcap::PcapPort;
 use penstock_io::tap::TapPort;
 use penstock_io::xsk::{XdpStatistics, XskPort};
-use penstock_io::{Burst, FramePool, Port, PortCounters, PortFault};
+use penstock_io::{Abilities, Burst, FramePool, Port, PortCounters, PortFault};
 
 use crate::flow::DeviceId;
 
@@ -73,6 +73,10 @@ impl Port for AnyPort {
     #[inline(always)]
     fn settle(&mut self, pool: &mut FramePool) -> Result<(), PortFault> {
         each!(self, port => port.settle(pool))
+    }
+
+    fn abilities(&self) -> Abilities {
+        each!(self, port => port.abilities())
     }
 
     fn counters(&self) -> PortCounters {

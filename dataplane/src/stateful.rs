@@ -10,8 +10,9 @@ use crate::conntrack::{Chunks, Packet};
 use crate::drop::Cause;
 use crate::flow::cache::Hit;
 use crate::flow::{Action, Coarse, DeviceId, Key, Key4, ZoneId};
-use crate::pipeline::{L3, Leaving, Moment, Pipeline};
+use crate::pipeline::{L3, Moment, Pipeline};
 use crate::served::asked_by;
+use crate::tow;
 
 /// Offset of the next header in an IPv6 header (RFC 8200 section 3).
 const V6_NEXT_HEADER_AT: usize = 6;
@@ -60,7 +61,7 @@ impl Pipeline {
             return self.slow(at, zone, device, frame);
         };
         self.tally.counts.hits += 1;
-        if let Err(cause) = self.meter(at, zone, action, leaving) {
+        if let Err(cause) = self.meter(at, zone, action, tow::weight(&frame, leaving.len)) {
             return self.tally.drop(cause, frame, &mut self.pool);
         }
         let asked = if action.is_served() { asked_by(frame.bytes(), L3, l4, leaving.is_ipv4) } else { None };
@@ -79,10 +80,11 @@ impl Pipeline {
                 return self.tally.drop(Cause::NotTranslatable, frame, &mut self.pool);
             }
         }
+        let (_, bytes) = tow::weight(&frame, leaving.len);
         if leaving.is_ipv4 {
-            self.cache4.count(index, leaving.len.into(), coarse);
+            self.cache4.count(index, bytes as usize, coarse);
         } else {
-            self.cache6.count(index, leaving.len.into(), coarse);
+            self.cache6.count(index, bytes as usize, coarse);
         }
         match asked {
             None => self.carry_out(at.snapshot, action, leaving, frame),
@@ -107,31 +109,32 @@ impl Pipeline {
             return self.slow(at, zone, device, frame);
         }
         self.tally.counts.hits += 1;
-        if let Err(cause) = self.meter(at, zone, action, leaving) {
+        if let Err(cause) = self.meter(at, zone, action, tow::weight(&frame, leaving.len)) {
             return self.tally.drop(cause, frame, &mut self.pool);
         }
+        let (_, bytes) = tow::weight(&frame, leaving.len);
         if leaving.is_ipv4 {
-            self.cache4.count(index, leaving.len.into(), coarse);
+            self.cache4.count(index, bytes as usize, coarse);
         } else {
-            self.cache6.count(index, leaving.len.into(), coarse);
+            self.cache6.count(index, bytes as usize, coarse);
         }
         self.carry_out(at.snapshot, action, leaving, frame);
     }
 
-    /// Lets a packet pass the limits of the endpoints that it comes from and goes to.
+    /// Lets packets of a weight ([`tow::weight`]) pass the limits of the endpoints that they come from and go to.
     #[inline]
     pub(crate) fn meter(
         &self,
         at: Moment<'_>,
         zone: ZoneId,
         action: Action,
-        leaving: Leaving,
+        weight: (u32, u32),
     ) -> Result<(), Cause> {
         if !action.is_metered() {
             return Ok(());
         }
         let zone = at.snapshot.zones.get(zone.number()).copied();
-        self.ledger.admit(at.snapshot, zone, action.out(), leaving.len, at.now)
+        self.ledger.admit(at.snapshot, zone, action.out(), weight, at.now)
     }
 }
 

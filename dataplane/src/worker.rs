@@ -344,6 +344,9 @@ impl Worker {
             self.take_census();
             for slot in self.slots.iter().flatten() {
                 self.stats.publish_port(slot.id, Some(slot.stats()));
+                if self.pipeline.outputs.own_slot(slot.device).is_some() {
+                    self.pipeline.outputs.set_abilities(slot.device, slot.port.abilities());
+                }
             }
         }
     }
@@ -462,7 +465,12 @@ impl Worker {
             Exit::Own(id) => position(id).map_or(Way::None, Way::Own),
             Exit::Worker(outlet) => Way::Worker(outlet),
         };
+        let takes = match way {
+            Way::Own(slot) => self.slots[slot].as_ref().map(|slot| slot.port.abilities()),
+            Way::Worker(_) | Way::None => None,
+        };
         self.pipeline.outputs.set(device, way);
+        self.pipeline.outputs.set_abilities(device, takes.unwrap_or_default());
     }
 
     fn close(&mut self, slot: Slot) {

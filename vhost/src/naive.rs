@@ -220,7 +220,11 @@ impl Driver for SplitDriver {
             Told::Indirect(at) => {
                 link(arena, |i| at + 16 * i as u64, |i| i as u16, buffers);
                 let len = 16 * buffers.len() as u64;
-                arena.descriptor(table + 16 * u64::from(head), GUEST + at, len | u64::from(INDIRECT) << 32);
+                arena.descriptor(
+                    table + 16 * u64::from(head),
+                    GUEST.wrapping_add(at),
+                    len | u64::from(INDIRECT) << 32,
+                );
             }
         }
         self.chains[usize::from(head)] = taken;
@@ -255,7 +259,7 @@ fn link(arena: &Arena, place: impl Fn(usize) -> u64, index: impl Fn(usize) -> u1
         let flags = if write { WRITE } else { 0 } | if last { 0 } else { NEXT };
         let next = if last { 0 } else { index(i + 1) };
         let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
-        arena.descriptor(place(i), GUEST + offset, rest);
+        arena.descriptor(place(i), GUEST.wrapping_add(offset), rest);
     }
 }
 
@@ -316,7 +320,7 @@ impl Driver for PackedDriver {
                 for (i, &(offset, len, write)) in buffers.iter().enumerate() {
                     let last = i + 1 == buffers.len();
                     let flags = if write { WRITE } else { 0 } | if last { 0 } else { NEXT };
-                    writes.push((self.entry(place.0), GUEST + offset, rest(len, flags, place)));
+                    writes.push((self.entry(place.0), GUEST.wrapping_add(offset), rest(len, flags, place)));
                     place = self.step(place, 1);
                 }
             }
@@ -324,7 +328,7 @@ impl Driver for PackedDriver {
                 for (i, &(offset, len, write)) in buffers.iter().enumerate() {
                     let flags = if write { WRITE } else { 0 };
                     let rest = u64::from(len) | u64::from(flags) << 48;
-                    arena.descriptor(at + 16 * i as u64, GUEST + offset, rest);
+                    arena.descriptor(at + 16 * i as u64, GUEST.wrapping_add(offset), rest);
                 }
                 let len = 16 * buffers.len() as u32;
                 writes.push((self.entry(place.0), GUEST + at, rest(len, INDIRECT, place)));

@@ -8,7 +8,7 @@ use common::{Device, HEADER, MERGEABLE, PLAIN, bell, packet};
 use penstock_vhost::features::EVENT_IDX;
 use penstock_vhost::naive::{Arena, Driver, GUEST, Layout, Offer, SplitDriver, Told};
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Bytes of the guest's memory, and where its buffers begin.

@@ -5,9 +5,11 @@ use std::ptr::NonNull;
 
 use thiserror::Error;
 
+use crate::chain::ANNEX;
 use crate::region::{CHUNK, Region};
 
-/// The exclusive right to one chunk, and where its packet lies in it.
+/// The exclusive right to one chunk, and where its packet lies in it; to the chunks behind it, too, where a packet needs
+/// several ([`Frame::append`]). All that is said here of the packet's bytes is said of those in the first chunk.
 ///
 /// A frame is neither `Copy` nor `Clone`: handing it to a ring, a pool or another worker consumes it. One that is dropped
 /// all the same (by a panic) finds its way back to its region and is counted there; a debug build stops, because that is
@@ -16,8 +18,12 @@ use crate::region::{CHUNK, Region};
 pub struct Frame {
     head: NonNull<u8>,
     len: u32,
+    /// Whether the chunk holds more about the packet than its bytes (`chain`).
+    more: bool,
     owns: PhantomData<[u8]>,
 }
+
+const _: () = assert!(size_of::<Frame>() == 16);
 
 /// More bytes were to be put in front of a packet than its chunk has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -44,15 +50,28 @@ impl Frame {
     /// `head..head + len` lies in one chunk of a region, and this is the only token for that chunk.
     #[inline(always)]
     pub(crate) unsafe fn from_raw(head: NonNull<u8>, len: u32) -> Frame {
-        Frame { head, len, owns: PhantomData }
+        Frame { head, len, more: false, owns: PhantomData }
     }
 
-    /// Consumes the token without giving the chunk back: somebody else (a ring, a pool) holds it from here on.
+    /// Consumes the token without giving the chunk back: somebody else (a ring, a pool) holds it from here on. Of a chain
+    /// it is the first chunk's token alone: the others are to be taken off before.
     #[inline(always)]
     pub(crate) fn into_raw(self) -> NonNull<u8> {
         let head = self.head;
         std::mem::forget(self);
         head
+    }
+
+    /// Whether the packet is all there is to it: in one chunk, nothing left to do.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        !self.more
+    }
+
+    /// Says that the chunk's annex is in use.
+    pub(crate) fn mark(&mut self) {
+        self.more = true;
     }
 
     /// The packet's first byte.
@@ -75,18 +94,24 @@ impl Frame {
         self.len == 0
     }
 
+    /// Where in its chunk the packet begins.
+    #[inline(always)]
+    pub(crate) fn offset(&self) -> usize {
+        self.head.as_ptr() as usize % CHUNK
+    }
+
     /// Bytes free in front of the packet.
     #[inline(always)]
     #[must_use]
     pub fn headroom(&self) -> usize {
-        self.head.as_ptr() as usize % CHUNK
+        self.offset() - ANNEX
     }
 
     /// Bytes free behind the packet.
     #[inline]
     #[must_use]
     pub fn tailroom(&self) -> usize {
-        CHUNK - self.headroom() - self.len()
+        CHUNK - self.offset() - self.len()
     }
 
     /// The packet.
@@ -107,7 +132,7 @@ impl Frame {
     /// chunk. `None` only when the chunk ends before. Lets a parser load a fixed-size window and check lengths after.
     #[inline(always)]
     pub fn window<const N: usize>(&self) -> Option<&[u8; N]> {
-        if self.headroom() + N > CHUNK {
+        if self.offset() + N > CHUNK {
             return None;
         }
         // SAFETY: `head..head + N` lies in this token's chunk (checked above), which is mapped memory.
@@ -117,7 +142,7 @@ impl Frame {
     /// As [`Frame::window`], to change.
     #[inline(always)]
     pub fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
-        if self.headroom() + N > CHUNK {
+        if self.offset() + N > CHUNK {
             return None;
         }
         // SAFETY: as in `window`; `&mut self` makes the borrow exclusive.
@@ -180,7 +205,7 @@ impl Frame {
     /// [`NoTailroom`]; the frame is as it was.
     #[inline]
     pub fn fill_from(&mut self, bytes: &[u8]) -> Result<(), NoTailroom> {
-        if bytes.len() > CHUNK - self.headroom() {
+        if bytes.len() > CHUNK - self.offset() {
             return Err(NoTailroom);
         }
         self.len = bytes.len() as u32;
@@ -200,7 +225,7 @@ impl Frame {
         lines: &[[u8; LINE]; N],
         len: usize,
     ) -> Result<(), NoTailroom> {
-        if self.headroom() + N * LINE > CHUNK {
+        if self.offset() + N * LINE > CHUNK {
             return Err(NoTailroom);
         }
         // SAFETY: as many bytes from `head` on lie in this token's chunk (checked above).
@@ -216,6 +241,9 @@ pub(crate) const LINE: usize = 64;
 impl Drop for Frame {
     #[cold]
     fn drop(&mut self) {
+        while let Some(piece) = self.take_piece() {
+            Region::stray(piece.into_raw());
+        }
         Region::stray(self.head);
         #[cfg(debug_assertions)]
         if !std::thread::panicking() {

@@ -5,11 +5,13 @@
 //! [`Port`] exchanges bursts with the world.
 
 pub mod burst;
+pub mod chain;
 pub mod clock;
 pub mod frame;
 pub mod lanes;
 pub mod mem;
 pub mod netdev;
+pub mod offload;
 pub mod pages;
 pub mod pcap;
 pub mod pool;
@@ -24,6 +26,7 @@ pub use burst::{BURST, Burst};
 pub use clock::{Ticks, TicksPerSecond};
 pub use frame::{Frame, NoHeadroom, NoTailroom, TooShort};
 pub use netdev::{Netdev, NetdevError};
+pub use offload::{Abilities, Offload, Partial, SegmentKind, Segments};
 pub use pool::FramePool;
 pub use port::{Port, PortCounters, PortFault};
 pub use region::{CHUNK, Census, HEADROOM, Hugepages, MapError, PageSize, Region};

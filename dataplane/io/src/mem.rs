@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::burst::Burst;
 use crate::frame::{Frame, LINE};
+use crate::offload::{Abilities, Offload};
 use crate::pages::Table;
 use crate::pool::FramePool;
 use crate::port::{Port, PortCounters, PortFault};
@@ -17,10 +18,11 @@ use crate::region::{CHUNK, HEADROOM};
 pub struct MemPort {
     /// Frames replayed endlessly.
     replay: Option<Replay>,
-    /// Frames that a test wants received once, in order.
-    inbox: VecDeque<Vec<u8>>,
-    /// What was sent, when the port keeps it.
-    outbox: Option<VecDeque<Vec<u8>>>,
+    /// Frames that a test wants received once, in order, with what is left to do to each.
+    inbox: VecDeque<(Vec<u8>, Offload)>,
+    /// What was sent, when the port keeps it, with what was left to do to each.
+    outbox: Option<VecDeque<(Vec<u8>, Offload)>>,
+    abilities: Abilities,
     /// Frames that `tx_burst` takes in one call before it refuses.
     room: usize,
     counters: PortCounters,
@@ -75,12 +77,27 @@ impl MemPort {
 
     /// Queues a frame to be received.
     pub fn deliver(&mut self, frame: &[u8]) {
-        self.inbox.push_back(frame.to_vec());
+        self.deliver_unfinished(frame, Offload::NONE);
+    }
+
+    /// Queues a frame to be received with something left to do. What a chunk does not hold comes in several.
+    pub fn deliver_unfinished(&mut self, frame: &[u8], left: Offload) {
+        self.inbox.push_back((frame.to_vec(), left));
     }
 
     /// The oldest frame that was sent and not asked for yet.
     pub fn sent(&mut self) -> Option<Vec<u8>> {
+        self.sent_unfinished().map(|(frame, _)| frame)
+    }
+
+    /// The same, with what was left to do to it.
+    pub fn sent_unfinished(&mut self) -> Option<(Vec<u8>, Offload)> {
         self.outbox.as_mut()?.pop_front()
+    }
+
+    /// Says what the port takes beyond finished packets of one chunk.
+    pub fn enable(&mut self, abilities: Abilities) {
+        self.abilities = abilities;
     }
 
     /// Makes `tx_burst` refuse all but `frames` in each call, as a device with a full ring does.
@@ -161,19 +178,16 @@ impl Port for MemPort {
         }
         let (mut got, mut bytes) = (0, 0);
         while into.room() > 0
-            && let Some(next) = self.inbox.front()
+            && let Some((next, left)) = self.inbox.front()
         {
-            let Some(mut frame) = pool.alloc_for(next.len()) else {
+            let Some(mut frame) = pool.alloc_chain(next) else {
                 self.counters.rx_no_chunk += 1;
                 break;
             };
-            let fits = frame.fill_from(next).is_ok();
+            frame.set_offload(*left);
             bytes += next.len() as u64;
             self.inbox.pop_front();
-            if !fits {
-                self.counters.rx_invalid += 1;
-                pool.free(frame);
-            } else if let Err(frame) = into.push(frame) {
+            if let Err(frame) = into.push(frame) {
                 pool.free(frame);
             } else {
                 got += 1;
@@ -188,7 +202,7 @@ impl Port for MemPort {
         let sent = &frames.frames()[..taken];
         let bytes: usize = sent.iter().map(Frame::len).sum();
         if let Some(outbox) = &mut self.outbox {
-            outbox.extend(sent.iter().map(|frame| frame.bytes().to_vec()));
+            outbox.extend(sent.iter().map(|frame| (frame.to_vec(), frame.offload())));
         }
         self.counters.tx_packets += taken as u64;
         self.counters.tx_bytes += bytes as u64;
@@ -202,6 +216,10 @@ impl Port for MemPort {
 
     fn settle(&mut self, _pool: &mut FramePool) -> Result<(), PortFault> {
         Ok(())
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.abilities
     }
 
     fn counters(&self) -> PortCounters {

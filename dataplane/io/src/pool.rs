@@ -91,10 +91,22 @@ impl FramePool {
     /// # Panics
     /// If the frame is of another region.
     #[inline(always)]
-    pub fn free(&mut self, frame: Frame) {
+    pub fn free(&mut self, mut frame: Frame) {
+        if !frame.is_plain() {
+            self.free_pieces(&mut frame);
+        }
         let Some(chunk) = self.region.chunk_of(frame.into_raw()) else { foreign() };
         self.region.pass(chunk, Holder::User, Holder::Free);
         self.push(chunk);
+    }
+
+    /// Takes the further chunks of a chain back.
+    #[cold]
+    #[inline(never)]
+    fn free_pieces(&mut self, frame: &mut Frame) {
+        while let Some(piece) = frame.take_piece() {
+            self.free(piece);
+        }
     }
 
     /// Takes every frame of a burst back.
@@ -102,7 +114,10 @@ impl FramePool {
     pub fn free_burst(&mut self, burst: &mut Burst) {
         let mut chunks = [0; BURST];
         let count = burst.len();
-        for (chunk, frame) in chunks.iter_mut().zip(burst.drain()) {
+        for (chunk, mut frame) in chunks.iter_mut().zip(burst.drain()) {
+            if !frame.is_plain() {
+                self.free_pieces(&mut frame);
+            }
             *chunk = self.region.chunk_of(frame.into_raw()).unwrap_or_else(|| foreign());
             self.region.pass(*chunk, Holder::User, Holder::Free);
         }
@@ -190,6 +205,7 @@ fn foreign() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::ANNEX;
     use crate::region::{Census, Hugepages};
 
     fn pool() -> FramePool {
@@ -244,11 +260,12 @@ mod tests {
         let mut pool = pool();
         let mut frame = pool.alloc().unwrap();
         frame.fill_from(&[1, 2, 3]).unwrap();
-        assert_eq!(frame.grow_front(HEADROOM + 1), Err(NoHeadroom));
-        frame.grow_front(HEADROOM).unwrap();
+        let room = HEADROOM - ANNEX;
+        assert_eq!(frame.grow_front(room + 1), Err(NoHeadroom));
+        frame.grow_front(room).unwrap();
         assert_eq!(frame.headroom(), 0);
-        assert_eq!(&frame.bytes()[HEADROOM..], &[1, 2, 3]);
-        frame.trim_front(HEADROOM).unwrap();
+        assert_eq!(&frame.bytes()[room..], &[1, 2, 3]);
+        frame.trim_front(room).unwrap();
         assert_eq!(frame.trim_front(3), Err(TooShort));
         assert_eq!(frame.bytes(), &[1, 2, 3]);
         pool.free(frame);
@@ -261,7 +278,7 @@ mod tests {
         let room = frame.tailroom();
         assert_eq!(frame.grow_tail(room + 1), Err(NoTailroom));
         frame.grow_tail(room).unwrap();
-        assert_eq!(frame.headroom() + frame.len(), CHUNK);
+        assert_eq!(frame.offset() + frame.len(), CHUNK);
         assert!(frame.window::<CHUNK>().is_none());
         pool.free(frame);
     }

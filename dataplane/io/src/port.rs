@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use thiserror::Error;
 
 use crate::burst::Burst;
+use crate::offload::Abilities;
 use crate::pool::FramePool;
 
 /// One queue of a device, owned by one worker.
@@ -25,6 +26,12 @@ pub trait Port {
     /// # Errors
     /// [`PortFault`] when the device is gone or broken: the port is to be closed.
     fn settle(&mut self, pool: &mut FramePool) -> Result<(), PortFault>;
+
+    /// What it takes beyond finished packets of one chunk. It may change when the other side changes its mind; a frame that
+    /// comes in spite of that is discarded and counted as `tx_invalid`.
+    fn abilities(&self) -> Abilities {
+        Abilities::NONE
+    }
 
     /// What it has counted since it was opened.
     fn counters(&self) -> PortCounters;
@@ -66,7 +73,8 @@ pub struct PortCounters {
     pub rx_no_chunk: u64,
     /// Frames that could not be received because they were too large or malformed for the port.
     pub rx_invalid: u64,
-    /// Frames discarded because they were too short to be an Ethernet frame.
+    /// Frames discarded because the device could not send such: too short for Ethernet, or with work left to do that it
+    /// does not do.
     pub tx_invalid: u64,
     /// System calls made to wake the kernel.
     pub kicks: u64,

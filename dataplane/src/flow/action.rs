@@ -187,6 +187,12 @@ impl Action {
         self.flags & FINISH_CHECKSUM != 0
     }
 
+    /// The same for packets whose transport checksums were seen to.
+    #[must_use]
+    pub fn with_checksums_finished(self) -> Action {
+        Action { flags: self.flags & !FINISH_CHECKSUM, ..self }
+    }
+
     /// The longest IP packet in bytes that may take this way.
     #[inline(always)]
     #[must_use]

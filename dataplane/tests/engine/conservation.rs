@@ -1,7 +1,11 @@
 //! Whatever comes in: nothing panics, nothing is lost, and every packet is in one class.
 
 use super::*;
+use penstock_dataplane::port::PortId;
 use penstock_dataplane::testbed::{HOST, UPLINK};
+use penstock_io::mem::MemPort;
+use penstock_io::{Abilities, Offload, Partial, SegmentKind, Segments};
+use penstock_wire::segment::Headers;
 use proptest::prelude::*;
 
 /// A frame near to a good one: a template with some bytes changed, cut or longer.
@@ -55,6 +59,52 @@ proptest! {
         let by_reason: u64 = penstock_dataplane::drop::Reason::all().map(|reason| node.worker.drops(reason)).sum();
         prop_assert_eq!(by_reason, counts.dropped);
         for device in [UPLINK, HOST, POD_A, POD_B] {
+            for sent in node.sent(device) {
+                prop_assert!(penstock_wire::parse::parse(&sent).is_ok(), "what is sent is sound");
+            }
+        }
+    }
+}
+
+/// Work left to do that may or may not make sense.
+fn left() -> impl Strategy<Value = Offload> {
+    let kinds = prop::sample::select(vec![SegmentKind::Tcp4, SegmentKind::Tcp6, SegmentKind::Udp]);
+    let segments = (kinds, 0u16..3000, any::<u16>());
+    let checksum =
+        (prop::sample::select(vec![34u16, 54, 14, 4000]), prop::sample::select(vec![6u16, 16, 9000]));
+    (prop::option::of(checksum), prop::option::of(segments)).prop_map(|(checksum, segments)| Offload {
+        checksum: checksum.map(|(start, offset)| Partial { start, offset }),
+        segments: segments.map(|(kind, size, header_len)| Segments { kind, size, header_len }),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn unfinished_packets_are_accounted_for_as_well(
+        frames in prop::collection::vec((frame(), left(), 0usize..9000), 1..60), able: bool,
+    ) {
+        let mut node = node();
+        if able {
+            let mut port = MemPort::new();
+            port.enable(Abilities::ALL);
+            node.open(POD_B, port);
+        }
+        for ((port, frame), left, longer) in &frames {
+            let mut frame = frame.clone();
+            frame.resize(frame.len() + longer, 7);
+            if *longer > 0 && let Ok(headers) = Headers::of(&frame) {
+                let len = frame.len() - 14;
+                headers.set_packet_len(&mut frame, len);
+            }
+            node.turn_after(0);
+            node.worker.mem_port(PortId((*port).into())).unwrap().deliver_unfinished(&frame, *left);
+        }
+        node.turn_after(1000);
+        let counts = node.worker.counts();
+        prop_assert_eq!(counts.rx, frames.len() as u64);
+        prop_assert_eq!(counts.rx + counts.made, counts.tx + counts.dropped + counts.consumed + counts.held);
+        for device in [UPLINK, HOST, POD_A] {
             for sent in node.sent(device) {
                 prop_assert!(penstock_wire::parse::parse(&sent).is_ok(), "what is sent is sound");
             }

@@ -18,6 +18,7 @@ mod shares;
 mod spoofing;
 mod stateful;
 mod told;
+mod trains;
 
 use penstock_dataplane::testbed::{self, FIRST_ENDPOINT, HOST_MAC, NEXT_HOP_MAC, Testbed, UPLINK_MAC};
 use penstock_wire::MacAddr;

@@ -10,7 +10,7 @@ use crate::lab::{Lab, Place, Running, number, repository, wait_until};
 /// Echoes must come back, all of them. The first may wait for neighbours to be found, so one goes ahead.
 pub fn ping(from: &Place, to: &str) {
     reach(from, to);
-    let answer = from.run(&format!("ping -c 5 -i 0.05 -W 2 {to}"));
+    let answer = from.run(&format!("ping -c 5 -i 0.05 -W 6 {to}"));
     assert!(answer.contains(" 0% packet loss"), "{answer}");
 }
 

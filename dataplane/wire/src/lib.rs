@@ -6,7 +6,7 @@
 //! * [`encap::EncapTemplate`] puts a whole tunnel header in front of a packet with one copy and a few patches;
 //!   [`decap::tunnel`] finds what is behind such a header.
 //! * [`rewrite`] gives packets other addresses and ports, [`dsr`] tells a backend's node who is to answer.
-//! * [`reply`] writes what a gateway answers, [`fragment`] cuts IPv4 packets.
+//! * [`reply`] writes what a gateway answers, [`fragment`] cuts IPv4 packets, [`segment`] cuts and joins TCP and UDP.
 //!
 //! Offsets and lengths are bytes; integers are in host order once they have left the wire.
 
@@ -39,6 +39,7 @@ pub mod proto;
 pub mod reply;
 pub mod rewrite;
 pub mod sctp;
+pub mod segment;
 pub mod tcp;
 pub mod udp;
 pub mod vlan;

@@ -122,8 +122,10 @@ fn install() -> io::Result<()> {
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands over a valid `siginfo_t` (SA_SIGINFO), and SIGBUS has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel hands over a valid `siginfo_t` (SA_SIGINFO).
+    let about = unsafe { &*info };
+    // SAFETY: SIGBUS has an address.
+    let address = unsafe { about.si_addr() } as usize;
     if !replace_page(address) {
         hand_on(signal, info, context);
     }

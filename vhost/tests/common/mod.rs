@@ -1,6 +1,6 @@
 //! A port with its pool, as a worker has it.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test uses its part")]
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};

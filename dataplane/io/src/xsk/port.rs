@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::burst::Burst;
+use crate::chain::ANNEX;
 use crate::clock::Ticks;
 use crate::netdev::Netdev;
 use crate::pages::prefetch;
@@ -140,7 +141,7 @@ impl XskPort {
     fn accept(&mut self, desc: Desc) -> Option<crate::Frame> {
         let (chunk, offset, len) =
             (desc.address / CHUNK as u64, desc.address as usize % CHUNK, desc.len as usize);
-        if offset + len > CHUNK || !self.fill.give_up(chunk) {
+        if offset < ANNEX || offset + len > CHUNK || !self.fill.give_up(chunk) {
             self.foreign = Some(desc.address);
             return None;
         }
@@ -330,7 +331,7 @@ impl Port for XskPort {
                 continue;
             }
             let len = frame.len() as u32;
-            let address = u64::from(chunk) * CHUNK as u64 + frame.headroom() as u64;
+            let address = u64::from(chunk) * CHUNK as u64 + frame.offset() as u64;
             let _ = frame.into_raw();
             self.region.pass(chunk, Holder::User, Holder::Tx);
             self.tx.take(chunk);

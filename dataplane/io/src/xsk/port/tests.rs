@@ -87,7 +87,7 @@ fn a_received_packet_is_the_frame_that_the_descriptor_names() {
     kernel.deliver(address + 256, 60, 0);
     assert_eq!(port.rx_burst(&mut pool, &mut burst), 1);
     let frame = burst.pop().unwrap();
-    assert_eq!((frame.headroom(), frame.len()), (256, 60));
+    assert_eq!((frame.offset(), frame.len()), (256, 60));
     assert_eq!(port.region.chunk_of(frame.head()), Some((address / CHUNK as u64) as u32));
     assert_eq!(port.with_kernel(), (127, 0));
     pool.free(frame);
@@ -104,9 +104,9 @@ fn a_chunk_that_the_kernel_did_not_hold_is_a_fault_and_every_chunk_comes_back() 
         let good = kernel.chunk();
         // Chunk 5 may be in the fill ring: take one that certainly is with nobody.
         let bad = if bad == 5 * CHUNK as u64 { 1000 * CHUNK as u64 } else { bad };
-        kernel.deliver(good, 60, 0);
+        kernel.deliver(good + 256, 60, 0);
         kernel.deliver(bad, 60, 0);
-        kernel.deliver(good, 60, 0);
+        kernel.deliver(good + 256, 60, 0);
         assert_eq!(port.rx_burst(&mut pool, &mut burst), 1, "what came before it is good");
         let fault = port.settle(&mut pool).unwrap_err();
         assert!(matches!(fault, PortFault::ForeignChunk { address, .. } if address == bad), "{fault}");
@@ -136,11 +136,11 @@ fn a_packet_of_several_chunks_is_counted_once_and_lost() {
     let mut burst = Burst::new();
     port.settle(&mut pool).unwrap();
     let parts = [kernel.chunk(), kernel.chunk(), kernel.chunk()];
-    kernel.deliver(parts[0], 1500, libc::XDP_PKT_CONTD);
-    kernel.deliver(parts[1], 1500, libc::XDP_PKT_CONTD);
-    kernel.deliver(parts[2], 100, 0);
+    kernel.deliver(parts[0] + 256, 1500, libc::XDP_PKT_CONTD);
+    kernel.deliver(parts[1] + 256, 1500, libc::XDP_PKT_CONTD);
+    kernel.deliver(parts[2] + 256, 100, 0);
     let whole = kernel.chunk();
-    kernel.deliver(whole, 60, 0);
+    kernel.deliver(whole + 256, 60, 0);
     assert_eq!(port.rx_burst(&mut pool, &mut burst), 1);
     assert_eq!((port.counters().rx_packets, port.counters().rx_invalid), (1, 1));
     assert_eq!(port.with_kernel().0, 124);
@@ -231,10 +231,10 @@ fn a_nearly_empty_ring_is_left_alone_for_a_while() {
     port.settle(&mut pool).unwrap();
     port.pace = u64::MAX / 2;
     let first = kernel.chunk();
-    kernel.deliver(first, 60, 0);
+    kernel.deliver(first + 256, 60, 0);
     assert_eq!(port.rx_burst(&mut pool, &mut burst), 1);
     let second = kernel.chunk();
-    kernel.deliver(second, 60, 0);
+    kernel.deliver(second + 256, 60, 0);
     assert_eq!(port.rx_burst(&mut pool, &mut burst), 0);
     port.ask_after = Ticks(0);
     assert_eq!(port.rx_burst(&mut pool, &mut burst), 1);
