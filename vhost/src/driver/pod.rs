@@ -397,6 +397,12 @@ impl Pod {
         left
     }
 
+    /// Buffers to receive into that are with the device.
+    #[must_use]
+    pub fn posted(&self) -> usize {
+        self.queues.iter().step_by(2).map(|queue| queue.ring.outstanding()).sum()
+    }
+
     /// Waits until a packet was received, the back-end hung up, or `patience` is over; asks for calls meanwhile.
     pub fn wait(&mut self, patience: Duration) {
         let receiving = || (0..usize::from(self.config.pairs)).map(|pair| 2 * pair);

@@ -5,6 +5,7 @@
 
 #[path = "../../examples/switch/forward.rs"]
 mod forward;
+pub(crate) mod program;
 pub(crate) mod tcp;
 
 use std::path::{Path, PathBuf};
