@@ -63,6 +63,14 @@ pub const HOST_USO: u64 = 1 << 56;
 /// What every device offers, whatever its configuration. A device with several pairs of queues adds [`MQ`], one with a
 /// configured MTU [`MTU`].
 pub const OFFERED: u64 = CSUM
+    | GUEST_CSUM
+    | GUEST_TSO4
+    | GUEST_TSO6
+    | GUEST_USO4
+    | GUEST_USO6
+    | HOST_TSO4
+    | HOST_TSO6
+    | HOST_USO
     | MRG_RXBUF
     | STATUS
     | GUEST_ANNOUNCE

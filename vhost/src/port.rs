@@ -8,12 +8,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use penstock_io::{Burst, FramePool, Port, PortCounters, PortFault};
+use penstock_io::{Abilities, Burst, FramePool, Port, PortCounters, PortFault};
 
 use crate::handover::{Bases, Intake, PairSetup, RingSetup, Wish};
 use crate::memory::{Alarm, GuestMemory};
 use crate::packet::{self, Format, Unreceived, Unsent};
 use crate::ring::{Batch, CHAINS, Lie, Queue, RingFault, Side};
+
+/// Bytes after which a burst ends early: packets of 64 KiB must not keep the worker from its other ports.
+const BYTES_A_BURST: usize = 1 << 18;
 
 /// One queue pair of a vhost-user device.
 pub struct VhostPort {
@@ -152,10 +155,10 @@ impl VhostPort {
                 Ok(buffers) => {
                     used += buffers;
                     sent += 1;
-                    bytes += frame.len();
+                    bytes += frame.total_len();
                 }
                 Err(Unsent::NoRoom) => break,
-                Err(Unsent::TooLong) => self.counters.tx_invalid += 1,
+                Err(Unsent::Unable) => self.counters.tx_invalid += 1,
                 Err(Unsent::Lie(lie)) => return Err(lie),
             }
             done += 1;
@@ -185,7 +188,7 @@ impl Port for VhostPort {
         for chain in chains {
             match packet::receive(pool, &self.format, self.batch.pieces(chain), chain) {
                 Ok(frame) => {
-                    bytes += frame.len();
+                    bytes += frame.total_len();
                     match into.push(frame) {
                         Ok(()) => got += 1,
                         // No more was asked for than there is room.
@@ -200,6 +203,9 @@ impl Port for VhostPort {
                 }
             }
             taken += 1;
+            if bytes > BYTES_A_BURST {
+                break;
+            }
         }
         // We write nothing into what the guest sends.
         queue.give(&self.batch, &[0; CHAINS][..taken]);
@@ -245,6 +251,10 @@ impl Port for VhostPort {
             self.counters.kicks += u64::from(queue.tell());
         }
         Ok(())
+    }
+
+    fn abilities(&self) -> Abilities {
+        if self.tx.is_some() { self.format.abilities } else { Abilities::NONE }
     }
 
     fn counters(&self) -> PortCounters {

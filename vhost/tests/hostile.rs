@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Device, HEADER, MERGEABLE, PACKED, PLAIN, packet};
+use penstock_vhost::features::{OFFERED, RING_PACKED};
 use penstock_vhost::fuzzing::TARGETS;
 use penstock_vhost::naive::{Arena, Driver, GUEST, Layout, PackedDriver, SplitDriver, Told};
 use penstock_vhost::{GuestMemory, Lie, PairSetup, Side};
@@ -170,7 +171,8 @@ fn packets_that_are_none_are_counted_and_their_buffers_returned() {
     let mut offer = |len: u32, write: bool, header: [u8; HEADER]| {
         arena.write(8192, &header);
         driver.offer(&arena, &[(8192, len, write)], Told::Direct).unwrap();
-        let mut device = Device::serving(&arena, PLAIN | 1, Some(layout.setup(driver.base() - 1)), None);
+        let mut device =
+            Device::serving(&arena, OFFERED & !RING_PACKED, Some(layout.setup(driver.base() - 1)), None);
         let got = device.receive().len();
         let invalid = penstock_io::Port::counters(&device.port).rx_invalid;
         assert!(driver.collect(&arena).is_some());

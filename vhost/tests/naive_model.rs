@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::VecDeque;
 
-use common::{Device, HEADER, MERGEABLE, PACKED, PLAIN, packet};
+use common::{Device, HEADER, LONGEST, MERGEABLE, PACKED, PLAIN, packet};
 use penstock_vhost::features::MRG_RXBUF;
 use penstock_vhost::naive::{Arena, Driver, Layout, Offer, PackedDriver, SplitDriver, Told};
 use proptest::prelude::*;
@@ -78,7 +78,7 @@ proptest! {
                 let Some(id) = driver.offer(&arena, &buffers(slot, &lengths, false), told) else { continue };
                 ids.push(id);
                 number += 1;
-                if (HEADER + 14..=HEADER + 1792).contains(&total) {
+                if (HEADER + 14..=HEADER + LONGEST).contains(&total) {
                     expected.push(whole[HEADER..].to_vec());
                 } else {
                     invalid += 1;
@@ -100,7 +100,7 @@ proptest! {
         (packed, size, start) in kinds(),
         mergeable in any::<bool>(),
         rounds in rounds(),
-        lengths in prop::collection::vec(14usize..1700, 64),
+        lengths in prop::collection::vec(prop_oneof![14usize..1700, 14usize..6000], 64),
     ) {
         let arena = Arena::new(BYTES).unwrap();
         let layout = Layout::at(0, size);

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Device, HEADER, MERGEABLE, PACKED, PLAIN, bell, packet};
-use penstock_io::Port;
-use penstock_vhost::features::{CSUM, EVENT_IDX, LOG_ALL, MRG_RXBUF};
+use penstock_io::{Abilities, Offload, Partial, Port, SegmentKind, Segments};
+use penstock_vhost::features::{EVENT_IDX, LOG_ALL, MRG_RXBUF, OFFERED, RING_PACKED};
 use penstock_vhost::log::DirtyLog;
 use penstock_vhost::naive::{Arena, Driver, GUEST, Layout, Offer, PackedDriver, SplitDriver, Told, USER};
 use penstock_vhost::{Bases, GuestMemory, PairSetup, RegionSetup, RingSetup, handover};
@@ -346,26 +346,71 @@ fn a_legacy_device_has_a_short_header() {
     device.close();
 }
 
+/// What a guest agrees to that takes and leaves everything.
+const ABLE: u64 = OFFERED & !RING_PACKED;
+
+fn unfinished(size: u16) -> Offload {
+    let checksum = Some(Partial { start: 34, offset: 16 });
+    Offload { checksum, segments: Some(Segments { kind: SegmentKind::Tcp4, size, header_len: 54 }) }
+}
+
 #[test]
-fn a_partial_checksum_is_finished_or_refused_where_it_was_not_negotiated() {
+fn what_a_guest_leaves_to_do_stays_with_the_frame() {
     let (arena, layout, mut driver) = split();
-    let mut frame = vec![0; 60];
-    (frame[40], frame[41], frame[50]) = (0x12, 0x34, 0x80);
-    let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
-    arena.write(BUFFER, &[&header[..], &frame].concat());
-    for features in [PLAIN | CSUM, PLAIN] {
-        driver.offer(&arena, &[(BUFFER, 72, false)], Told::Direct).unwrap();
-        let mut device = Device::serving(&arena, features, Some(layout.setup(driver.base() - 1)), None);
-        let sum = !(0x1234u16 + 0x8000);
-        frame[40..42].copy_from_slice(&sum.to_be_bytes());
-        let got = device.receive();
-        if features & CSUM != 0 {
-            assert_eq!(got, std::slice::from_ref(&frame));
+    let super_frame = packet(5, 40_000);
+    let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    arena.write(BUFFER, &[&header[..], &super_frame].concat());
+    let parts = [(BUFFER, 12, false), (BUFFER + 12, 20_001, false), (BUFFER + 20_013, 19_999, false)];
+    driver.offer(&arena, &parts, Told::Direct).unwrap();
+    let mut device = Device::serving(&arena, ABLE, Some(layout.setup(0)), None);
+    assert_eq!(device.port.rx_burst(&mut device.pool, &mut device.burst), 1);
+    let frame = &device.burst.frames()[0];
+    assert_eq!((frame.offload(), frame.is_chain()), (unfinished(1448), true));
+    assert_eq!(frame.to_vec(), super_frame);
+    assert_eq!(device.port.counters().rx_bytes, 40_000);
+    device.pool.free_burst(&mut device.burst);
+    device.close();
+}
+
+#[test]
+fn what_is_left_to_do_reaches_a_guest_that_takes_it_and_no_other() {
+    for (features, taken) in [(ABLE, true), (MERGEABLE, false)] {
+        let (arena, layout, mut driver) = split();
+        for number in 0..12 {
+            driver.offer(&arena, &[(BUFFER + 4096 * number, 4096, true)], Told::Direct).unwrap();
+        }
+        let mut device = Device::serving(&arena, features, None, Some(layout.setup(0)));
+        assert_eq!(device.port.abilities(), if taken { Abilities::ALL } else { Abilities::CHAINS });
+        let super_frame = packet(6, 30_000);
+        let mut frame = device.pool.alloc_chain(&super_frame).unwrap();
+        frame.set_offload(unfinished(1448));
+        device.burst.push(frame).unwrap();
+        assert_eq!(device.port.tx_burst(&mut device.pool, &mut device.burst), 1);
+        let counters = device.port.counters();
+        assert_eq!((counters.tx_packets, counters.tx_invalid), if taken { (1, 0) } else { (0, 1) });
+        let lengths: Vec<u32> = std::iter::from_fn(|| driver.collect(&arena)).map(|(_, len)| len).collect();
+        if taken {
+            assert_eq!(lengths, [4096, 4096, 4096, 4096, 4096, 4096, 4096, 30_012 - 7 * 4096]);
+            let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 8, 0];
+            assert_eq!(arena.read(BUFFER, 30_012), [&header[..], &super_frame].concat());
         } else {
-            assert!(got.is_empty() && device.port.counters().rx_invalid == 1);
+            assert!(lengths.is_empty());
         }
         device.close();
     }
+}
+
+#[test]
+fn long_packets_end_a_burst_before_it_is_full() {
+    let (arena, layout, mut driver) = split();
+    for _ in 0..12 {
+        driver.offer(&arena, &[(BUFFER, 65_000, false)], Told::Direct).unwrap();
+    }
+    let mut device = Device::serving(&arena, PLAIN, Some(layout.setup(0)), None);
+    assert_eq!(device.receive().len(), 5);
+    assert_eq!(device.receive().len(), 5);
+    assert_eq!(device.receive().len(), 2);
+    device.close();
 }
 
 #[test]

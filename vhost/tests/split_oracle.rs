@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Device, HEADER, MERGEABLE, PLAIN, bell, packet};
+use common::{Device, HEADER, LONGEST, MERGEABLE, PLAIN, bell, packet};
 use penstock_vhost::features::EVENT_IDX;
 use penstock_vhost::naive::{Arena, Driver, GUEST, Layout, Offer, SplitDriver, Told};
 use proptest::prelude::*;
@@ -178,7 +178,7 @@ proptest! {
             oracle.look(&arena);
             // Those of a chain's lengths that are no packet are counted instead.
             let expected: Vec<Vec<u8>> = oracle.receive().into_iter()
-                .filter(|bytes| (HEADER + 14..=HEADER + 1792).contains(&bytes.len()))
+                .filter(|bytes| (HEADER + 14..=HEADER + LONGEST).contains(&bytes.len()))
                 .map(|bytes| bytes[HEADER..].to_vec())
                 .collect();
             prop_assert_eq!(device.receive(), expected);
@@ -202,7 +202,7 @@ proptest! {
     fn both_devices_send_the_same_and_leave_the_same_memory(
         start in starts(),
         mergeable in any::<bool>(),
-        rounds in prop::collection::vec((offers(), prop::collection::vec(14usize..1700, 0..10)), 1..12),
+        rounds in prop::collection::vec((offers(), prop::collection::vec(prop_oneof![14usize..1700, 14usize..6000], 0..10)), 1..12),
     ) {
         let arena = Arena::new(BYTES).unwrap();
         let layout = Layout::at(0, SIZE);

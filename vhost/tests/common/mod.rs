@@ -55,7 +55,7 @@ impl Device {
     pub fn receive(&mut self) -> Vec<Vec<u8>> {
         let got = self.port.rx_burst(&mut self.pool, &mut self.burst);
         assert_eq!(got, self.burst.len());
-        let frames = self.burst.frames().iter().map(|frame| frame.bytes().to_vec()).collect();
+        let frames = self.burst.frames().iter().map(|frame| frame.to_vec()).collect();
         self.pool.free_burst(&mut self.burst);
         frames
     }
@@ -63,8 +63,7 @@ impl Device {
     /// One burst to the guest; returns how many it took.
     pub fn send(&mut self, packets: &[Vec<u8>]) -> usize {
         for packet in packets {
-            let mut frame = self.pool.alloc().unwrap();
-            frame.fill_from(packet).unwrap();
+            let frame = self.pool.alloc_chain(packet).unwrap();
             self.burst.push(frame).unwrap();
         }
         let taken = self.port.tx_burst(&mut self.pool, &mut self.burst);
@@ -92,6 +91,9 @@ pub fn bell() -> (Arc<Doorbell>, EventFd) {
     let file = unsafe { File::from_raw_fd(event.into_raw_fd()) };
     (Arc::new(Doorbell::new(file).unwrap()), other)
 }
+
+/// Bytes of the longest packet.
+pub const LONGEST: usize = 14 + 4 + 65535;
 
 /// A packet of `len` bytes that tells its number.
 pub fn packet(number: u64, len: usize) -> Vec<u8> {
