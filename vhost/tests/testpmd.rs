@@ -5,7 +5,7 @@
 mod fabric;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabric::program::Program;
 use fabric::{Fabric, path, until};
@@ -95,9 +95,11 @@ fn a_switch_that_is_killed_is_taken_up_again_by_testpmd() {
         let mut testpmd = None;
         for round in 1..=6 {
             let switch = Program::switch(&["--stats", "1"], &sockets);
+            println!("packed {packed}, round {round}");
             let testpmd = testpmd.get_or_insert_with(|| {
                 Program::testpmd(&sockets, &device, "--forward-mode=flowgen --rxd=256 --txd=256")
             });
+            let began = Instant::now();
             let flows = |line: &str| {
                 let rx = line.split(" rx ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
                 line.contains("Running") && rx.is_some_and(|rx| rx > 1000)
@@ -105,6 +107,9 @@ fn a_switch_that_is_killed_is_taken_up_again_by_testpmd() {
             until("packets flow at both ports", || {
                 assert!(testpmd.runs(), "testpmd ended: {}", testpmd.said());
                 let said = switch.said();
+                if began.elapsed() > fabric::PATIENCE / 2 {
+                    panic!("no packets flow: {said}\n{}", testpmd.said());
+                }
                 ["port0", "port1"].iter().all(|port| said.lines().any(|line| line.starts_with(port) && flows(line)))
             });
             assert!(!switch.said().contains("faults 1"), "round {round}: {}", switch.said());

@@ -73,7 +73,7 @@ impl Connection {
             Look::Whole(header) if is_ours(header.request) => self.serve_ours(header).map(|()| Step::Served),
             Look::Whole(header) => {
                 let outcome = self.handler.handle_request();
-                outcome.map_err(|said| Refusal::from_protocol(header.request, said))?;
+                outcome.map_err(|said| Ending::of_protocol(header.request, said))?;
                 Ok(Step::Served)
             }
         }

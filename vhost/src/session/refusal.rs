@@ -238,6 +238,23 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// What a failure of the socket means: a peer that is gone without having read everything resets it.
+    pub(super) fn of_socket(error: io::Error) -> Ending {
+        match error.raw_os_error() {
+            Some(libc::ECONNRESET | libc::EPIPE) => Ending::HungUp,
+            _ => Ending::Socket(error),
+        }
+    }
+
+    /// What the protocol's parser said about a request.
+    pub(super) fn of_protocol(request: Request, said: ProtocolError) -> Ending {
+        match said {
+            ProtocolError::SocketBroken(error) | ProtocolError::SocketError(error) => Ending::of_socket(error),
+            ProtocolError::Disconnected => Ending::HungUp,
+            said => Refusal::from_protocol(request, said).into(),
+        }
+    }
+
     /// Whether somebody is to blame, rather than gone.
     #[must_use]
     pub fn is_fault(&self) -> bool {

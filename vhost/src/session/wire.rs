@@ -69,7 +69,7 @@ impl Wire {
     /// [`Ending`]: the peer is gone, or what is there cannot become a message.
     pub(super) fn look(&mut self) -> Result<Look, Ending> {
         let mut bytes = [0; HEADER];
-        let Some(Peeked { count, files, lost }) = peek(&self.stream, &mut bytes).map_err(Ending::Socket)? else {
+        let Some(Peeked { count, files, lost }) = peek(&self.stream, &mut bytes).map_err(Ending::of_socket)? else {
             return Ok(Look::Nothing);
         };
         if count == 0 {
@@ -121,7 +121,7 @@ impl Wire {
     pub(super) fn take(&mut self, header: Header) -> Result<Vec<u8>, Ending> {
         let mut bytes = vec![0; HEADER + header.size as usize];
         // Descriptors that come with it are closed by the kernel: none of these requests has a use for them.
-        (&self.stream).read_exact(&mut bytes).map_err(Ending::Socket)?;
+        (&self.stream).read_exact(&mut bytes).map_err(Ending::of_socket)?;
         Ok(bytes.split_off(HEADER))
     }
 
@@ -133,7 +133,7 @@ impl Wire {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         body.copy_from_slice(&value.to_ne_bytes());
-        (&self.stream).write_all(&bytes).map_err(Ending::Socket)
+        (&self.stream).write_all(&bytes).map_err(Ending::of_socket)
     }
 }
 
