@@ -156,6 +156,8 @@ pub struct Status {
     pub turned_away: u64,
     /// Why the last connection ended, or why there is none.
     pub reason: Option<String>,
+    /// Why the last connection ended that somebody was to blame for.
+    pub fault: Option<String>,
 }
 
 /// A vhost-user session. Dropping it closes it.
@@ -203,12 +205,14 @@ impl Session {
         };
         let pair = |_| handover(config.name.clone());
         let pairs: io::Result<Vec<_>> = (0..config.pairs).map(pair).collect();
-        let (switches, intakes): (Vec<_>, Vec<_>) = pairs.map_err(failed("event descriptor"))?.into_iter().unzip();
+        let (switches, intakes): (Vec<_>, Vec<_>) =
+            pairs.map_err(failed("event descriptor"))?.into_iter().unzip();
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("event descriptor"))?;
         let stop = Arc::new(stop);
         let status = Arc::new(Mutex::new(Status::new(&config)));
         let switches: Arc<[Switch]> = switches.into();
-        let runner = Runner::new(&config, served, Arc::clone(&switches), Arc::clone(&status), Arc::clone(&stop));
+        let runner =
+            Runner::new(&config, served, Arc::clone(&switches), Arc::clone(&status), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name(thread_name(&config.name));
         let thread = thread.spawn(move || runner.run(stream)).map_err(failed("thread"))?;
         Ok((Session { status, switches, stop, thread: Some(thread) }, intakes))
@@ -253,6 +257,7 @@ impl Status {
             faults: 0,
             turned_away: 0,
             reason: None,
+            fault: None,
         }
     }
 }

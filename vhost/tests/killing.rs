@@ -81,7 +81,9 @@ fn a_switch_that_is_killed_loses_no_descriptor_and_uses_none_twice() {
             let (from, before) = (Instant::now(), got);
             let mut first = None;
             // Into the middle of the traffic, each time elsewhere.
-            while first.is_none_or(|first: Instant| first.elapsed() < Duration::from_micros(u64::from(round) * 300)) {
+            while first
+                .is_none_or(|first: Instant| first.elapsed() < Duration::from_micros(u64::from(round) * 300))
+            {
                 while left.send(0, &numbered(sent)) {
                     sent += 1;
                 }
@@ -91,7 +93,10 @@ fn a_switch_that_is_killed_loses_no_descriptor_and_uses_none_twice() {
                     (last, got) = (Some(number), got + 1);
                     first.get_or_insert_with(Instant::now);
                 }
-                assert!(from.elapsed() < fabric::PATIENCE, "round {round}: {got} frames arrived, none since {before}");
+                assert!(
+                    from.elapsed() < fabric::PATIENCE,
+                    "round {round}: {got} frames arrived, none since {before}"
+                );
             }
             switch.kill();
             until("the pods see it", || pods.iter().all(|pod| !pod.is_connected()));
@@ -109,7 +114,9 @@ fn a_switch_that_is_killed_loses_no_descriptor_and_uses_none_twice() {
         greet(left, right);
         exchange(left, right, 0, 300);
         exchange(right, left, 0, 300);
-        until("every buffer to receive into is with the switch or free", || right.posted() == 128 && left.posted() == 128);
+        until("every buffer to receive into is with the switch or free", || {
+            right.posted() == 128 && left.posted() == 128
+        });
         println!("packed {packed}: {got} of {sent} frames arrived, {} kills", ROUNDS);
         sockets.iter().for_each(|path| std::fs::remove_file(path).unwrap());
     }

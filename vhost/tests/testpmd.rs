@@ -20,7 +20,8 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// Packets that each port received, from what testpmd says at its end.
 fn received(said: &str) -> Vec<u64> {
-    let number = |line: &str| line.trim().strip_prefix("RX-packets:")?.split_whitespace().next()?.parse().ok();
+    let number =
+        |line: &str| line.trim().strip_prefix("RX-packets:")?.split_whitespace().next()?.parse().ok();
     said.lines().filter_map(number).collect()
 }
 
@@ -31,7 +32,8 @@ fn circulate(device: &str, pairs: u16, wanted: u64, unwanted: u64) {
     let fabric = Fabric::pair(pairs);
     fabric.stay_awake();
     let queues = format!("--tx-first --rxq={pairs} --txq={pairs} --rxd=256 --txd=256");
-    let testpmd = Program::testpmd(&fabric.paths, &format!("queue_size=256,queues={pairs},{device}"), &queues);
+    let testpmd =
+        Program::testpmd(&fabric.paths, &format!("queue_size=256,queues={pairs},{device}"), &queues);
     until("both ports run", || (0..2).all(|port| fabric.status(port).served == usize::from(pairs)));
     for port in 0..2 {
         let agreed = fabric.status(port).features;
@@ -62,7 +64,12 @@ fn split_rings_carry_testpmds_packets_with_one_pair_and_two() {
 fn packed_rings_carry_testpmds_packets_with_one_pair_and_two() {
     for pairs in [1, 2] {
         circulate("packed_vq=1,mrg_rxbuf=0,in_order=0", pairs, features::RING_PACKED, features::MRG_RXBUF);
-        circulate("packed_vq=1,mrg_rxbuf=1,in_order=0", pairs, features::RING_PACKED | features::MRG_RXBUF, 0);
+        circulate(
+            "packed_vq=1,mrg_rxbuf=1,in_order=0",
+            pairs,
+            features::RING_PACKED | features::MRG_RXBUF,
+            0,
+        );
     }
     circulate("packed_vq=1,mrg_rxbuf=1,in_order=1", 1, features::RING_PACKED | features::IN_ORDER, 0);
 }
@@ -101,7 +108,8 @@ fn a_switch_that_is_killed_is_taken_up_again_by_testpmd() {
             });
             let began = Instant::now();
             let flows = |line: &str| {
-                let rx = line.split(" rx ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+                let rx =
+                    line.split(" rx ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
                 line.contains("Running") && rx.is_some_and(|rx| rx > 1000)
             };
             until("packets flow at both ports", || {
@@ -110,10 +118,23 @@ fn a_switch_that_is_killed_is_taken_up_again_by_testpmd() {
                 if began.elapsed() > fabric::PATIENCE / 2 {
                     panic!("no packets flow: {said}\n{}", testpmd.said());
                 }
-                ["port0", "port1"].iter().all(|port| said.lines().any(|line| line.starts_with(port) && flows(line)))
+                ["port0", "port1"]
+                    .iter()
+                    .all(|port| said.lines().any(|line| line.starts_with(port) && flows(line)))
             });
-            assert!(!switch.said().contains("faults 1"), "round {round}: {}", switch.said());
+            assert!(
+                switch.said().lines().all(|line| !line.starts_with("port") || line.contains(" faults 0 ")),
+                "round {round}: {}",
+                switch.said()
+            );
+            // Its own start and its own farewell are not to be disturbed: DPDK 22.11 stumbles over a back-end that is back
+            // before it has noticed that it was gone.
+            std::thread::sleep(Duration::from_millis(300));
+            let farewells = || testpmd.said().matches("link state change event").count();
+            let before = farewells();
             switch.kill();
+            until("testpmd has noticed", || farewells() >= before + 2);
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 }

@@ -38,7 +38,10 @@ fn kinds() -> Vec<(&'static str, PodConfig)> {
         ("packed", config(packed, Layout::Joined)),
         ("packed, of an odd size", PodConfig { size: 93, ..config(packed, Layout::Apart) }),
         ("packed, mergeable", config(packed | merged, Layout::Apart)),
-        ("packed, small mergeable buffers", PodConfig { buffer: 512, ..config(packed | merged, Layout::Joined) }),
+        (
+            "packed, small mergeable buffers",
+            PodConfig { buffer: 512, ..config(packed | merged, Layout::Joined) },
+        ),
         ("packed, indirect, by index", config(packed | merged | table | event, Layout::Indirect)),
         ("packed, in order", config(packed | order | event, Layout::Joined)),
     ]

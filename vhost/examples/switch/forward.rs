@@ -26,14 +26,19 @@ impl Forwarder {
     /// Each device has one intake a queue pair.
     pub(crate) fn new(region: &'static Region, devices: Vec<Vec<Intake>>) -> Forwarder {
         let pairs: Vec<usize> = devices.iter().map(Vec::len).collect();
-        let firsts: Vec<usize> = pairs.iter().scan(0, |at, &count| Some(std::mem::replace(at, *at + count))).collect();
+        let firsts: Vec<usize> =
+            pairs.iter().scan(0, |at, &count| Some(std::mem::replace(at, *at + count))).collect();
         let mut lanes = Vec::new();
         for (device, intakes) in devices.into_iter().enumerate() {
             let other = if device ^ 1 < pairs.len() { device ^ 1 } else { device };
             for (pair, intake) in intakes.into_iter().enumerate() {
                 // More pairs here than there: they share those.
                 let to = firsts[other] + pair % pairs[other];
-                lanes.push(Lane { port: VhostPort::new(intake).expect("descriptors for a port"), to, dropped: 0 });
+                lanes.push(Lane {
+                    port: VhostPort::new(intake).expect("descriptors for a port"),
+                    to,
+                    dropped: 0,
+                });
             }
         }
         Forwarder { lanes, pool: FramePool::new(region), burst: Burst::new() }

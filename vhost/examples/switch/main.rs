@@ -83,7 +83,8 @@ fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let role = if options.server { Role::Server(Access::default()) } else { Role::Client };
     let (mut sessions, mut devices) = (Vec::new(), Vec::new());
     for (number, path) in options.sockets.iter().enumerate() {
-        let config = SessionConfig { role, pairs: options.pairs, ..SessionConfig::new(format!("port{number}"), path) };
+        let config =
+            SessionConfig { role, pairs: options.pairs, ..SessionConfig::new(format!("port{number}"), path) };
         let (session, intakes) = Session::open(config)?;
         sessions.push(session);
         devices.push(intakes);
@@ -113,7 +114,7 @@ fn tell(sessions: &[Session], forwarder: &Forwarder, pairs: u16) {
         let status = session.status();
         let sum = |of: fn(&(penstock_io::PortCounters, u64)) -> u64| lanes.iter().map(of).sum::<u64>();
         println!(
-            "{} {:?} connections {} faults {} rx {} tx {} dropped {} invalid {} reason {}",
+            "{} {:?} connections {} faults {} rx {} tx {} dropped {} invalid {} fault {} reason {}",
             status.name,
             status.state,
             status.connections,
@@ -122,6 +123,7 @@ fn tell(sessions: &[Session], forwarder: &Forwarder, pairs: u16) {
             sum(|lane| lane.0.tx_packets),
             sum(|lane| lane.1),
             sum(|lane| lane.0.rx_invalid),
+            status.fault.as_deref().unwrap_or("-"),
             status.reason.as_deref().unwrap_or("-"),
         );
     }

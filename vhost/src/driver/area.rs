@@ -40,9 +40,8 @@ impl Area {
         }
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping where the kernel likes, of a file that is `len` bytes long.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -99,7 +98,9 @@ impl Area {
     pub fn take(&self, len: usize, align: usize) -> u64 {
         let take = |taken: usize| Some(taken.next_multiple_of(align) + len).filter(|&end| end <= self.len);
         let before = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        let start = before.expect("the pod's memory is large enough for its rings and buffers").next_multiple_of(align);
+        let start = before
+            .expect("the pod's memory is large enough for its rings and buffers")
+            .next_multiple_of(align);
         self.guest + start as u64
     }
 

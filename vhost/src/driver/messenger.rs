@@ -72,7 +72,9 @@ impl Messenger {
         (&self.stream).read_exact(&mut head[read..])?;
         let (got, flags, size) = (word(&head, 0), word(&head, 4), word(&head, 8));
         if got != request || flags & REPLY == 0 || size > 65_536 {
-            let said = format!("request {got}, flags {flags:#x} and {size} bytes where the reply to {request} was due");
+            let said = format!(
+                "request {got}, flags {flags:#x} and {size} bytes where the reply to {request} was due"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, said));
         }
         let mut body = vec![0; size as usize];
@@ -85,7 +87,8 @@ impl Messenger {
         let mut files = [-1; 1];
         let mut pieces = [libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() }];
         // SAFETY: the one piece is `into`, which is exclusively borrowed and takes any bytes.
-        let (read, count) = unsafe { self.stream.recv_with_fds(&mut pieces, &mut files) }.map_err(io::Error::from)?;
+        let (read, count) =
+            unsafe { self.stream.recv_with_fds(&mut pieces, &mut files) }.map_err(io::Error::from)?;
         // SAFETY: the kernel has just made this descriptor for us.
         let file = (count == 1).then(|| unsafe { OwnedFd::from_raw_fd(files[0]) });
         if read == 0 {

@@ -6,7 +6,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::area::Area;
 use super::ring::{
-    Buffer, DESCRIPTOR, INDIRECT, NEXT, RingAddresses, RingOptions, TABLE, Used, WRITE, passes, up_to, write_descriptor,
+    Buffer, DESCRIPTOR, INDIRECT, NEXT, RingAddresses, RingOptions, TABLE, Used, WRITE, passes, up_to,
+    write_descriptor,
 };
 
 /// The driver's half of a descriptor's state (`VIRTQ_DESC_F_AVAIL`).
@@ -157,7 +158,9 @@ impl PackedRing {
                 let event = self.area.load16(self.device_event);
                 let (index, wrap) = (event & 0x7fff, event >> 15 == 1);
                 // Both in the turn of `new`; what is of the turn before lies below zero.
-                let turn = |index: u16, wrap: bool| if wrap == new.wrap { index } else { index.wrapping_sub(self.size) };
+                let turn = |index: u16, wrap: bool| {
+                    if wrap == new.wrap { index } else { index.wrapping_sub(self.size) }
+                };
                 passes(turn(index, wrap), new.index, turn(old.index, old.wrap))
             }
             _ => true,

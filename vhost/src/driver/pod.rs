@@ -47,7 +47,11 @@ impl Default for PodConfig {
         PodConfig {
             pairs: 1,
             size: 256,
-            features: bits::VERSION_1 | bits::PROTOCOL_FEATURES | bits::MRG_RXBUF | bits::INDIRECT_DESC | bits::MQ,
+            features: bits::VERSION_1
+                | bits::PROTOCOL_FEATURES
+                | bits::MRG_RXBUF
+                | bits::INDIRECT_DESC
+                | bits::MQ,
             protocol: protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS | protocol::STATUS,
             mtu: 1500,
             buffer: 2048,
@@ -110,7 +114,10 @@ pub struct Pod {
 
 impl fmt::Debug for Pod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pod").field("config", &self.config).field("features", &self.features).finish_non_exhaustive()
+        f.debug_struct("Pod")
+            .field("config", &self.config)
+            .field("features", &self.features)
+            .finish_non_exhaustive()
     }
 }
 
@@ -207,7 +214,8 @@ impl Pod {
         let (queues, size) = (2 * usize::from(self.config.pairs), usize::from(self.config.size));
         // Rings with their tables, and as many buffers as descriptors.
         let rings = Arc::new(Area::new(queues * size * 2048, GUEST_BASE)?);
-        let buffers = Area::new(queues * size * self.config.buffer.next_multiple_of(64), GUEST_BASE + (1 << 30))?;
+        let buffers =
+            Area::new(queues * size * self.config.buffer.next_multiple_of(64), GUEST_BASE + (1 << 30))?;
         let buffers = Arc::new(buffers);
         for _ in 0..queues {
             let mut queue = Queue::new(&rings, options, self.config.buffer, self.config.layout)?;
@@ -411,10 +419,18 @@ impl Pod {
         }
         if !receiving().any(|index| self.queues[index].ring.has_used()) {
             let mut waits: Vec<libc::pollfd> = receiving()
-                .map(|index| libc::pollfd { fd: self.queues[index].call.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+                .map(|index| libc::pollfd {
+                    fd: self.queues[index].call.as_raw_fd(),
+                    events: libc::POLLIN,
+                    revents: 0,
+                })
                 .collect();
             if let Some(session) = &self.session {
-                waits.push(libc::pollfd { fd: session.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 });
+                waits.push(libc::pollfd {
+                    fd: session.as_fd().as_raw_fd(),
+                    events: libc::POLLRDHUP,
+                    revents: 0,
+                });
             }
             let millis = patience.as_millis().min(i32::MAX as u128) as i32;
             // SAFETY: the structures are exclusively borrowed, and their count is right.
@@ -500,7 +516,9 @@ impl Pod {
     pub fn tell(&self, request: u32, body: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), PodError> {
         let session = self.session()?;
         let acknowledged = self.protocol & protocol::REPLY_ACK != 0;
-        session.send(request, if acknowledged { NEED_REPLY } else { 0 }, body, files).map_err(failed("send"))?;
+        session
+            .send(request, if acknowledged { NEED_REPLY } else { 0 }, body, files)
+            .map_err(failed("send"))?;
         if acknowledged {
             let (body, _) = session.reply(request).map_err(failed("acknowledgement"))?;
             if message::first_number(&body) != Some(0) {

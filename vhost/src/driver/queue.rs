@@ -101,7 +101,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(area: &Arc<Area>, options: RingOptions, room: usize, layout: Layout) -> io::Result<Queue> {
+    pub(super) fn new(
+        area: &Arc<Area>,
+        options: RingOptions,
+        room: usize,
+        layout: Layout,
+    ) -> io::Result<Queue> {
         let ring = Ring::new(Arc::clone(area), options);
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let held = vec![Vec::new(); usize::from(options.size)];
@@ -111,7 +116,8 @@ impl Queue {
 
     /// Takes `count` slots of `area` for buffers.
     pub(super) fn add_slots(&mut self, area: &Arc<Area>, count: usize) {
-        self.slots.extend((0..count).map(|_| Slot { area: Arc::clone(area), address: area.take(self.room, 64) }));
+        self.slots
+            .extend((0..count).map(|_| Slot { area: Arc::clone(area), address: area.take(self.room, 64) }));
     }
 
     /// Keeps buffers of `area` out of use from here on; whether none is with the device any more.
@@ -125,7 +131,8 @@ impl Queue {
         let whole = [&header.bytes()[..], packet].concat();
         let (apart, indirect) = (self.layout == Layout::Apart, self.layout == Layout::Indirect);
         let (head, rest) = whole.split_at(if apart { NET_HEADER } else { 0 });
-        let pieces: Vec<&[u8]> = (!head.is_empty()).then_some(head).into_iter().chain(rest.chunks(self.room)).collect();
+        let pieces: Vec<&[u8]> =
+            (!head.is_empty()).then_some(head).into_iter().chain(rest.chunks(self.room)).collect();
         if self.slots.len() < pieces.len() {
             return false;
         }

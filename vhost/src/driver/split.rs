@@ -6,7 +6,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::area::Area;
 use super::ring::{
-    Buffer, DESCRIPTOR, INDIRECT, NEXT, RingAddresses, RingOptions, TABLE, Used, passes, up_to, write_descriptor,
+    Buffer, DESCRIPTOR, INDIRECT, NEXT, RingAddresses, RingOptions, TABLE, Used, passes, up_to,
+    write_descriptor,
 };
 
 /// The driver wants no calls (`VIRTQ_AVAIL_F_NO_INTERRUPT`).

@@ -10,7 +10,7 @@ use vhost::vhost_user::BackendReqHandler;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::device::Device;
-use super::handler::{Answer, is_ours};
+use super::handler::{Answer, has_body, is_ours};
 use super::refusal::{Ending, Refusal};
 use super::wire::{Header, Look, Wire, number};
 use crate::handover::Switch;
@@ -38,7 +38,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, switches: Arc<[Switch]>, offered: u64) -> std::io::Result<Connection> {
+    pub(super) fn new(
+        stream: UnixStream,
+        switches: Arc<[Switch]>,
+        offered: u64,
+    ) -> std::io::Result<Connection> {
         // The crate reads what is there whole, and writes what has room: neither waits.
         stream.set_nonblocking(false)?;
         let device = Arc::new(Mutex::new(Device::new(Arc::clone(&switches), offered)));
@@ -81,10 +85,10 @@ impl Connection {
 
     fn serve_ours(&mut self, header: Header) -> Result<(), Ending> {
         let body = self.wire.take(header)?;
-        let value = if body.is_empty() { 0 } else { number(header, &body)? };
+        let value = if has_body(header.request) { number(header, &body)? } else { 0 };
         let mut device = self.device();
         let answer = device.serve(header.request, value)?;
-        let acknowledged = device.protocol & Protocol::REPLY_ACK.bits() != 0 && header.needs_reply;
+        let acknowledged = header.needs_reply && device.has_agreed(Protocol::REPLY_ACK.bits());
         drop(device);
         match answer {
             Answer::Value(value) => self.wire.reply(header, value),
@@ -96,7 +100,8 @@ impl Connection {
     /// Whether a worker reported what a ring cannot be.
     fn rings(&self) -> Result<(), Ending> {
         let faults = self.switches.iter().enumerate();
-        let mut faults = faults.filter_map(|(pair, switch)| switch.fault().map(|fault| Ending::Ring { pair, fault }));
+        let mut faults =
+            faults.filter_map(|(pair, switch)| switch.fault().map(|fault| Ending::Ring { pair, fault }));
         faults.next().map_or(Ok(()), Err)
     }
 

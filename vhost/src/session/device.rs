@@ -78,7 +78,8 @@ pub(super) struct Device {
     rings: Vec<Ring>,
     pub(super) offered: u64,
     pub(super) acknowledged: Option<u64>,
-    pub(super) protocol: u64,
+    /// Protocol features acknowledged over this connection; nothing said yet: see [`Device::has_agreed`].
+    pub(super) protocol: Option<u64>,
     memory: Arc<GuestMemory>,
     log: Option<Arc<DirtyLog>>,
     record: Option<Record>,
@@ -109,7 +110,7 @@ impl Device {
             rings: vec![Ring::default(); 2 * pairs],
             offered,
             acknowledged: None,
-            protocol: 0,
+            protocol: None,
             memory: Arc::default(),
             log: None,
             record: None,
@@ -129,7 +130,12 @@ impl Device {
     }
 
     /// Changes what is told of one ring.
-    fn change(&mut self, request: Request, index: u32, change: impl FnOnce(&mut Ring)) -> Result<(), Refusal> {
+    fn change(
+        &mut self,
+        request: Request,
+        index: u32,
+        change: impl FnOnce(&mut Ring),
+    ) -> Result<(), Refusal> {
         let place = self.ring(request, index)?;
         self.halt(place / 2)?;
         change(&mut self.rings[place]);
@@ -143,7 +149,12 @@ impl Device {
         self.change(request, index, |ring| ring.size = size)
     }
 
-    pub(super) fn set_addresses(&mut self, request: Request, index: u32, at: Addresses) -> Result<(), Refusal> {
+    pub(super) fn set_addresses(
+        &mut self,
+        request: Request,
+        index: u32,
+        at: Addresses,
+    ) -> Result<(), Refusal> {
         self.change(request, index, |ring| ring.at = Some(at))
     }
 
@@ -156,7 +167,12 @@ impl Device {
     }
 
     /// Starts a ring: with a doorbell, or without one to be polled.
-    pub(super) fn set_kick(&mut self, request: Request, index: u32, file: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(
+        &mut self,
+        request: Request,
+        index: u32,
+        file: Option<File>,
+    ) -> Result<(), Refusal> {
         let kick = match bell(request, index, file)? {
             Some(bell) => Kick::Rung(bell),
             None => Kick::Polled,
@@ -164,7 +180,12 @@ impl Device {
         self.change(request, index, |ring| ring.kick = kick)
     }
 
-    pub(super) fn set_call(&mut self, request: Request, index: u32, file: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_call(
+        &mut self,
+        request: Request,
+        index: u32,
+        file: Option<File>,
+    ) -> Result<(), Refusal> {
         let call = bell(request, index, file)?;
         self.change(request, index, |ring| ring.call = call)
     }
@@ -206,7 +227,13 @@ impl Device {
     }
 
     /// Keeps to the record that the front-end kept.
-    pub(super) fn set_record(&mut self, file: File, offset: u64, queues: u16, size: u16) -> Result<(), Refusal> {
+    pub(super) fn set_record(
+        &mut self,
+        file: File,
+        offset: u64,
+        queues: u16,
+        size: u16,
+    ) -> Result<(), Refusal> {
         self.check_record(queues, size)?;
         self.change_all(|device| device.record = Some(Record { file, offset, queues, size, mapped: None }))
     }
@@ -225,7 +252,10 @@ impl Device {
     /// Stops all rings and forgets what was told of them; memory stays.
     pub(super) fn reset(&mut self) -> Result<(), Refusal> {
         self.change_all(|device| {
-            device.rings.iter_mut().for_each(|ring| *ring = Ring { call: ring.call.take(), ..Ring::default() });
+            device
+                .rings
+                .iter_mut()
+                .for_each(|ring| *ring = Ring { call: ring.call.take(), ..Ring::default() });
         })
     }
 
@@ -269,7 +299,9 @@ impl Device {
             Kick::Polled => None,
             Kick::Rung(bell) => Some(bell),
         };
-        let Some(at) = ring.at.filter(|_| ring.size != 0 && self.memory.regions() != 0) else { return Ok(None) };
+        let Some(at) = ring.at.filter(|_| ring.size != 0 && self.memory.regions() != 0) else {
+            return Ok(None);
+        };
         let inflight = self.inflight(index as u16)?;
         let base = self.base(ring.base, at);
         Ok(Some(RingSetup {
@@ -299,13 +331,20 @@ impl Device {
         let Record { offset, queues, size, .. } = *record;
         if !record.mapped.as_ref().is_some_and(|(kind, _)| *kind == packed) {
             let inflight = Inflight::map(&record.file, offset, queues, size, packed);
-            record.mapped = Some((packed, inflight.map_err(|source| Refusal::Inflight { queues, size, source })?));
+            record.mapped =
+                Some((packed, inflight.map_err(|source| Refusal::Inflight { queues, size, source })?));
         }
         Ok(record.mapped.as_ref().and_then(|(_, inflight)| inflight.queue(queue)))
     }
 
     fn is_packed(&self) -> bool {
         self.acknowledged.unwrap_or(0) & features::RING_PACKED != 0
+    }
+
+    /// Whether a protocol feature of ours may be used. A front-end that comes back may go on with what it agreed upon with
+    /// the connection before, until it says what holds for this one (DPDK's resets the device first).
+    pub(super) fn has_agreed(&self, feature: u64) -> bool {
+        self.protocol.is_none_or(|agreed| agreed & feature == feature)
     }
 
     /// Without protocol features nobody could enable a ring, so it is (vhost-user specification, "Ring states").
@@ -336,7 +375,13 @@ fn bell(request: Request, index: u32, file: Option<File>) -> Result<Option<Arc<D
 
 /// The addresses of `SET_VRING_ADDR`.
 impl Addresses {
-    pub(super) fn new(flags: &VhostUserVringAddrFlags, desc: u64, used: u64, avail: u64, log: u64) -> Addresses {
+    pub(super) fn new(
+        flags: &VhostUserVringAddrFlags,
+        desc: u64,
+        used: u64,
+        avail: u64,
+        log: u64,
+    ) -> Addresses {
         let log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
         Addresses { desc, avail, used, log }
     }

@@ -89,7 +89,11 @@ impl Peer {
         let number = message::number;
         let (request, body, file) = match step {
             0 => (request::GET_FEATURES, vec![], None),
-            1 => (request::SET_PROTOCOL_FEATURES, number(super::handler::PROTOCOL.bits() & !protocol::REPLY_ACK), None),
+            1 => (
+                request::SET_PROTOCOL_FEATURES,
+                number(super::handler::PROTOCOL.bits() & !protocol::REPLY_ACK),
+                None,
+            ),
             2 => (request::SET_OWNER, vec![], None),
             3 => (request::SET_FEATURES, number(features), None),
             4 => (request::SET_MEM_TABLE, message::memory_table(&[self.region()]), Some(self.area.file())),
@@ -159,7 +163,8 @@ impl Peer {
                 let _ = self.messenger.send(request::SET_VRING_ADDR, 0, &body, &[]);
             }
             _ => {
-                let request = [request::GET_INFLIGHT_FD, request::SET_INFLIGHT_FD][usize::from(choices.byte() & 1)];
+                let request =
+                    [request::GET_INFLIGHT_FD, request::SET_INFLIGHT_FD][usize::from(choices.byte() & 1)];
                 let body = message::inflight(
                     choices.word(),
                     choices.word(),
@@ -235,7 +240,8 @@ fn serve(connection: &mut Connection, replies: &mut UnixStream) -> bool {
 
 /// Reads the replies that are there, so that the session never waits for room.
 fn drain(replies: &mut UnixStream) {
-    let mut state = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(replies), events: libc::POLLIN, revents: 0 };
+    let mut state =
+        libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(replies), events: libc::POLLIN, revents: 0 };
     let mut into = [0; 8192];
     // SAFETY: one structure, exclusively borrowed; the call does not wait.
     while unsafe { libc::poll(&raw mut state, 1, 0) } == 1 {

@@ -4,11 +4,12 @@ use std::fs::File;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+    FrontendReq, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
+    VhostUserInflight, VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
+    VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags,
+    VhostUserVringState,
 };
-use vhost::vhost_user::{GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Error as ProtocolError, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::device::{Addresses, Device};
 use super::refusal::{Refusal, Request};
@@ -128,7 +129,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if extra != 0 {
             return Err(Refusal::ProtocolFeatures { extra }.into());
         }
-        self.protocol = features;
+        self.protocol = Some(features);
         Ok(())
     }
 
@@ -209,7 +210,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 }
 
-/// How a request that the crate does not know is answered.
+/// How a request of these is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// By this number, always.
@@ -218,22 +219,29 @@ pub(super) enum Answer {
     Acknowledgement(u64),
 }
 
-/// Whether a request is one that the crate does not know.
+/// Whether a request is one that the crate does not know, or takes too strictly: DPDK's front-end disables its rings on a
+/// fresh connection before it acknowledges any feature, when its back-end comes back.
 pub(super) fn is_ours(request: Request) -> bool {
     use FrontendReq as R;
-    matches!(request.meaning(), Some(R::SET_STATUS | R::GET_STATUS | R::NET_SET_MTU | R::SET_LOG_FD))
+    let ours = [R::SET_STATUS, R::GET_STATUS, R::NET_SET_MTU, R::SET_LOG_FD, R::SET_VRING_ENABLE];
+    request.meaning().is_some_and(|request| ours.contains(&request))
+}
+
+/// Whether such a request has a body: a number, or a ring's number and one.
+pub(super) fn has_body(request: Request) -> bool {
+    !matches!(request.meaning(), Some(FrontendReq::GET_STATUS | FrontendReq::SET_LOG_FD))
 }
 
 impl Device {
-    /// Serves a request that the crate does not know.
+    /// Serves a request that [`is_ours`]; `value` is its body.
     pub(super) fn serve(&mut self, request: Request, value: u64) -> std::result::Result<Answer, Refusal> {
         let needs = match request.meaning() {
             Some(FrontendReq::NET_SET_MTU) => Protocol::MTU,
             Some(FrontendReq::SET_STATUS | FrontendReq::GET_STATUS) => Protocol::STATUS,
             _ => Protocol::empty(),
         };
-        if self.protocol & needs.bits() != needs.bits() {
-            let source = vhost::vhost_user::Error::InactiveOperation(needs);
+        if !self.has_agreed(needs.bits()) {
+            let source = ProtocolError::InactiveOperation(needs);
             return Err(Refusal::NotAgreed { request, source });
         }
         Ok(match request.meaning() {
@@ -255,6 +263,16 @@ impl Device {
             }
             Some(FrontendReq::NET_SET_MTU) => Answer::Acknowledgement(1),
             Some(FrontendReq::SET_LOG_FD) => Answer::Acknowledgement(0),
+            Some(FrontendReq::SET_VRING_ENABLE) => {
+                let [a, b, c, d, rest @ ..] = value.to_ne_bytes();
+                let enable = match u32::from_ne_bytes(rest) {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(Refusal::Malformed { request, source: ProtocolError::InvalidParam }),
+                };
+                self.set_enabled(request, u32::from_ne_bytes([a, b, c, d]), enable)?;
+                Answer::Acknowledgement(0)
+            }
             _ => return Err(Refusal::Unknown { request }),
         })
     }

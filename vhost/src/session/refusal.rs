@@ -46,7 +46,9 @@ pub enum Refusal {
         flags: u32,
     },
     /// A number that is no request, or one that we do not serve.
-    #[error("{request}, which this back-end does not have and did not offer; the front-end is newer or broken")]
+    #[error(
+        "{request}, which this back-end does not have and did not offer; the front-end is newer or broken"
+    )]
     Unknown {
         /// The request.
         request: Request,
@@ -62,7 +64,9 @@ pub enum Refusal {
         most: u32,
     },
     /// A message whose end does not come.
-    #[error("half a message: {has} of {needs} bytes came within {waited:?}; the front-end hangs or is broken")]
+    #[error(
+        "half a message: {has} of {needs} bytes came within {waited:?}; the front-end hangs or is broken"
+    )]
     Half {
         /// Bytes that came.
         has: u32,
@@ -72,7 +76,9 @@ pub enum Refusal {
         waited: Duration,
     },
     /// More descriptors than the protocol attaches to a message.
-    #[error("{request} with {count} descriptors, and no message has more than {most}; the front-end is broken")]
+    #[error(
+        "{request} with {count} descriptors, and no message has more than {most}; the front-end is broken"
+    )]
     TooManyFiles {
         /// The request.
         request: Request,
@@ -161,7 +167,9 @@ pub enum Refusal {
         source: io::Error,
     },
     /// A record of descriptors in flight that cannot be used.
-    #[error("the record of descriptors in flight ({queues} queues of {size}): {source}; the front-end is broken")]
+    #[error(
+        "the record of descriptors in flight ({queues} queues of {size}): {source}; the front-end is broken"
+    )]
     Inflight {
         /// Queues that it is for.
         queues: u16,
@@ -249,7 +257,9 @@ impl Ending {
     /// What the protocol's parser said about a request.
     pub(super) fn of_protocol(request: Request, said: ProtocolError) -> Ending {
         match said {
-            ProtocolError::SocketBroken(error) | ProtocolError::SocketError(error) => Ending::of_socket(error),
+            ProtocolError::SocketBroken(error) | ProtocolError::SocketError(error) => {
+                Ending::of_socket(error)
+            }
             ProtocolError::Disconnected => Ending::HungUp,
             said => Refusal::from_protocol(request, said).into(),
         }

@@ -76,7 +76,11 @@ impl Runner {
     }
 
     /// Waits for one of the descriptors, or for the session's end.
-    fn wait(&self, waits: impl IntoIterator<Item = libc::pollfd>, patience: Option<Duration>) -> Result<(), Stopped> {
+    fn wait(
+        &self,
+        waits: impl IntoIterator<Item = libc::pollfd>,
+        patience: Option<Duration>,
+    ) -> Result<(), Stopped> {
         let stop = libc::pollfd { fd: self.stop.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut waits: Vec<libc::pollfd> = std::iter::once(stop).chain(waits).collect();
         // Rounded up, so that a short wait is none that spins.
@@ -210,7 +214,10 @@ impl Runner {
             drop(stream);
             let mut status = self.status();
             status.turned_away += 1;
-            warn!(port = status.name, "vhost-user: a second front-end was turned away: one is connected already");
+            warn!(
+                port = status.name,
+                "vhost-user: a second front-end was turned away: one is connected already"
+            );
         }
     }
 
@@ -231,7 +238,7 @@ impl Runner {
         status.rings.extend(device.ring_status());
         let running = status.rings.iter().any(|ring| ring.started);
         status.state = if running { State::Running } else { State::Negotiating };
-        (status.features, status.protocol) = (device.acknowledged.unwrap_or(0), device.protocol);
+        (status.features, status.protocol) = (device.acknowledged.unwrap_or(0), device.protocol.unwrap_or(0));
         status.mtu = device.mtu;
     }
 
@@ -243,6 +250,7 @@ impl Runner {
         status.reason = Some(ending.to_string());
         if ending.is_fault() {
             status.faults += 1;
+            status.fault = status.reason.clone();
             warn!(port = status.name, "vhost-user: {ending}");
         } else {
             info!(port = status.name, "vhost-user: {ending}");

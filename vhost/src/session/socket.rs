@@ -86,7 +86,9 @@ fn hint(call: &str, error: &io::Error) -> &'static str {
         }
         ("chown", Some(libc::EPERM)) => "; this process is not in that group: add it, or give it CAP_CHOWN",
         ("bind", Some(libc::EROFS)) => "; the file system is read-only: choose a directory under /run",
-        ("connect", Some(libc::ENOENT)) => "; nobody serves it yet: the application or QEMU is to create it (server=on)",
+        ("connect", Some(libc::ENOENT)) => {
+            "; nobody serves it yet: the application or QEMU is to create it (server=on)"
+        }
         ("connect", Some(libc::ECONNREFUSED)) => "; nobody serves it any more: the application ended",
         ("connect", Some(libc::EAGAIN)) => "; its queue of connections is full: somebody else is connected",
         _ => "",
@@ -129,14 +131,16 @@ impl Served {
         os(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) }).map_err(failed("fchmod"))?;
         let (address, length) = address(path);
         // SAFETY: the address is a `sockaddr_un` of that length, which lives through the call.
-        os(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map_err(failed("bind"))?;
+        os(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
+            .map_err(failed("bind"))?;
         // From here on the file is removed when something fails.
         let identity = identity(path);
         let served = Served { listener: UnixListener::from(socket), path: path.to_owned(), identity };
         if let Some(group) = access.group {
             std::os::unix::fs::chown(path, None, Some(group)).map_err(failed("chown"))?;
         }
-        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| SocketError::NoPath { path: path.to_owned() })?;
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| SocketError::NoPath { path: path.to_owned() })?;
         // SAFETY: the name is a C string that lives through the call.
         os(unsafe { libc::chmod(name.as_ptr(), access.mode.unwrap_or(0o660)) }).map_err(failed("chmod"))?;
         // SAFETY: no memory is handed over.
@@ -150,7 +154,9 @@ impl Served {
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => Ok(None),
+                io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {
+                    Ok(None)
+                }
                 _ => Err(error),
             },
         }
@@ -210,7 +216,8 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     let socket = socket(libc::SOCK_NONBLOCK).map_err(failed("socket"))?;
     let (address, length) = address(path);
     // SAFETY: the address is a `sockaddr_un` of that length, which lives through the call.
-    os(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }).map_err(failed("connect"))?;
+    os(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })
+        .map_err(failed("connect"))?;
     Ok(UnixStream::from(socket))
 }
 

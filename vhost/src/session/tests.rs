@@ -141,7 +141,9 @@ fn a_client_waits_for_its_server_and_connects_again_when_that_went_away() {
     let path = path();
     let (session, intakes) = Session::open(SessionConfig::new("pod", &path)).unwrap();
     let worker = Worker::of(intakes);
-    until("the missing server is told", || session.status().reason.is_some_and(|why| why.contains("nobody serves")));
+    until("the missing server is told", || {
+        session.status().reason.is_some_and(|why| why.contains("nobody serves"))
+    });
     let config = PodConfig { size: 64, ..PodConfig::default() };
     for round in 1..=3 {
         let listener = UnixListener::bind(&path).unwrap();
@@ -230,7 +232,9 @@ fn what_a_hostile_peer_says_ends_its_session_alone_and_says_why() {
         ("1 to 32768", |pod| drop(pod.session().unwrap().send(8, 0, &message::ring_state(0, 0), &[]))),
         ("1 to 32768", |pod| drop(pod.session().unwrap().send(8, 0, &message::ring_state(0, 65_536), &[]))),
         ("queue pairs", |pod| drop(pod.session().unwrap().send(8, 0, &message::ring_state(2, 64), &[]))),
-        ("queue pairs", |pod| drop(pod.session().unwrap().send(18, 0, &message::ring_state(u32::MAX, 1), &[]))),
+        ("queue pairs", |pod| {
+            drop(pod.session().unwrap().send(18, 0, &message::ring_state(u32::MAX, 1), &[]))
+        }),
         ("not offered", |pod| drop(pod.session().unwrap().send(2, 0, &message::number(1 << 60), &[]))),
         ("not offered", |pod| drop(pod.session().unwrap().send(16, 0, &message::number(1 << 5), &[]))),
         ("overlap", |pod| {
@@ -257,7 +261,12 @@ fn what_a_hostile_peer_says_ends_its_session_alone_and_says_why() {
         }),
         ("not an event descriptor", |pod| {
             let area = &pod.areas()[0];
-            drop(pod.session().unwrap().send(request::SET_VRING_KICK, 0, &message::number(0), &[area.file()]));
+            drop(pod.session().unwrap().send(
+                request::SET_VRING_KICK,
+                0,
+                &message::number(0),
+                &[area.file()],
+            ));
         }),
         ("no region", |pod| {
             let row = area_row(&pod.areas()[0], 0x5000);
@@ -281,7 +290,10 @@ fn what_a_hostile_peer_says_ends_its_session_alone_and_says_why() {
         if words == "cut off" {
             drop(pod);
         }
-        until(words, || session.status().state == State::Waiting && session.status().reason.is_some_and(|why| why.contains(words)));
+        until(words, || {
+            session.status().state == State::Waiting
+                && session.status().reason.is_some_and(|why| why.contains(words))
+        });
     }
     assert!(witness.is_connected());
     say(&witness, request::SET_OWNER, &[]);
@@ -344,7 +356,9 @@ fn a_request_of_a_feature_that_was_not_agreed_upon_is_refused() {
     let (session, _worker, path) = server(1);
     let pod = Pod::connect(&path, PATIENCE, PodConfig { protocol: 0, ..small() }).unwrap();
     pod.session().unwrap().send(request::GET_STATUS, 0, &[], &[]).unwrap();
-    until("it is refused", || session.status().reason.is_some_and(|why| why.contains("GET_STATUS, which needs")));
+    until("it is refused", || {
+        session.status().reason.is_some_and(|why| why.contains("GET_STATUS, which needs"))
+    });
 }
 
 #[test]
@@ -365,7 +379,9 @@ fn rings_of_a_peer_without_protocol_features_are_enabled_at_once() {
     let (session, _worker, path) = server(1);
     let config = PodConfig { features: bits::VERSION_1, ..small() };
     let _pod = Pod::connect(&path, PATIENCE, config).unwrap();
-    until("they are", || session.status().rings == [RingStatus { size: 64, started: true, enabled: true }; 2]);
+    until("they are", || {
+        session.status().rings == [RingStatus { size: 64, started: true, enabled: true }; 2]
+    });
 }
 
 #[test]
@@ -375,7 +391,9 @@ fn pairs_are_enabled_and_disabled_one_by_one() {
     pod.enable(1, false).unwrap();
     let enabled: Vec<bool> = session.status().rings.iter().map(|ring| ring.enabled).collect();
     assert_eq!(enabled, [true, true, false, false]);
-    until("the worker knows", || worker.last(1).is_some_and(|setup| setup.rx.as_ref().is_some_and(|ring| !ring.enabled)));
+    until("the worker knows", || {
+        worker.last(1).is_some_and(|setup| setup.rx.as_ref().is_some_and(|ring| !ring.enabled))
+    });
     assert!(worker.last(0).unwrap().rx.as_ref().unwrap().enabled);
 }
 
@@ -384,9 +402,26 @@ fn a_record_of_descriptors_in_flight_is_made_once_and_kept_by_the_peer() {
     let (_session, worker, path) = server(1);
     let config = PodConfig { protocol: PodConfig::default().protocol | protocol::INFLIGHT_SHMFD, ..small() };
     let mut pod = Pod::connect(&path, PATIENCE, config).unwrap();
-    let has = |worker: &Worker| worker.last(0).is_some_and(|setup| setup.rx.as_ref().is_some_and(|ring| ring.inflight.is_some()));
+    let has = |worker: &Worker| {
+        worker.last(0).is_some_and(|setup| setup.rx.as_ref().is_some_and(|ring| ring.inflight.is_some()))
+    };
     until("the ring has it", || has(&worker));
     pod.detach();
     pod.attach(dial(&path, PATIENCE).unwrap()).unwrap();
     assert!(has(&worker));
+}
+
+/// As DPDK's virtio-user does when its back-end comes back: it resets the device by what it agreed upon with the one before.
+#[test]
+fn a_peer_may_reset_its_rings_on_a_fresh_connection_before_it_agrees_upon_anything() {
+    let (session, _worker, path) = server(1);
+    let messenger = crate::driver::Messenger::new(dial(&path, PATIENCE).unwrap()).unwrap();
+    for ring in [0, 1] {
+        messenger.send(request::SET_VRING_ENABLE, 0, &message::ring_state(ring, 0), &[]).unwrap();
+        messenger.send(request::GET_VRING_BASE, 0, &message::ring_state(ring, 0), &[]).unwrap();
+        messenger.reply(request::GET_VRING_BASE).unwrap();
+    }
+    messenger.send(request::SET_STATUS, crate::driver::NEED_REPLY, &message::number(0), &[]).unwrap();
+    assert_eq!(message::first_number(&messenger.reply(request::SET_STATUS).unwrap().0), Some(0));
+    assert_eq!(session.status().faults, 0);
 }

@@ -69,7 +69,9 @@ impl Wire {
     /// [`Ending`]: the peer is gone, or what is there cannot become a message.
     pub(super) fn look(&mut self) -> Result<Look, Ending> {
         let mut bytes = [0; HEADER];
-        let Some(Peeked { count, files, lost }) = peek(&self.stream, &mut bytes).map_err(Ending::of_socket)? else {
+        let Some(Peeked { count, files, lost }) =
+            peek(&self.stream, &mut bytes).map_err(Ending::of_socket)?
+        else {
             return Ok(Look::Nothing);
         };
         if count == 0 {

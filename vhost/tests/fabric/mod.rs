@@ -190,6 +190,10 @@ pub(crate) fn exchange(from: &mut Pod, to: &mut Pod, pair: u16, count: u32) {
             }
             None => to.wait(Duration::from_millis(1)),
         }
-        assert!(Instant::now() < end, "{got} of {count} frames arrived; {sent} sent, {} not taken", from.unsent());
+        assert!(
+            Instant::now() < end,
+            "{got} of {count} frames arrived; {sent} sent, {} not taken",
+            from.unsent()
+        );
     }
 }

@@ -47,7 +47,7 @@ impl Program {
         for (number, socket) in sockets.iter().enumerate() {
             command.arg(format!("--vdev=net_virtio_user{number},path={},{device}", socket.display()));
         }
-        command.args(["--", "--auto-start", "--no-lsc-interrupt", "--total-num-mbufs=16384"]);
+        command.args(["--", "--auto-start", "--total-num-mbufs=16384"]);
         Program::start(command.args(forward.split_whitespace()))
     }
 
