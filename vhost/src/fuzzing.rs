@@ -5,9 +5,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use penstock_io::{Burst, FramePool, Hugepages, Port, Region};
+use penstock_io::{Burst, FramePool, Hugepages, Offload, Partial, Port, Region, SegmentKind, Segments};
 
-use crate::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, MRG_RXBUF, RING_PACKED, VERSION_1};
+use crate::features::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, MRG_RXBUF, OFFERED, RING_PACKED};
 use crate::inflight::Inflight;
 use crate::log::DirtyLog;
 use crate::memory::{GuestMemory, RegionSetup};
@@ -69,8 +69,8 @@ impl Hostile {
         static REGION: OnceLock<Option<&'static Region>> = OnceLock::new();
         let region = (*REGION.get_or_init(|| Region::map(4096, Hugepages::Off).ok()))?;
         let optional = [RING_PACKED, MRG_RXBUF, EVENT_IDX, INDIRECT_DESC, LOG_ALL];
-        let chosen = optional.iter().enumerate().filter(|(bit, _)| choice & 1 << bit != 0);
-        let features = VERSION_1 | chosen.map(|(_, feature)| feature).sum::<u64>();
+        let left_out = optional.iter().enumerate().filter(|(bit, _)| choice & 1 << bit == 0);
+        let features = left_out.fold(OFFERED, |features, (_, feature)| features & !feature);
         let arena = Arena::new(WHOLE).ok()?;
         arena.write(0, &[UNTOUCHED; FRONT as usize]);
         arena.write(FRONT + SHARED, &[UNTOUCHED; (WHOLE - FRONT - SHARED) as usize]);
@@ -127,7 +127,7 @@ impl Hostile {
                 self.port.rx_burst(&mut self.pool, &mut self.burst);
                 self.pool.free_burst(&mut self.burst);
             }
-            7 => self.send(usize::from(script.byte() % 80), usize::from(script.word() % 1780)),
+            7 => self.send(usize::from(script.byte() % 80), script.word().into(), script.byte()),
             8 => {
                 // Never an error: a ring that lies is the session's business.
                 assert!(self.port.settle(&mut self.pool).is_ok());
@@ -151,10 +151,17 @@ impl Hostile {
         }
     }
 
-    fn send(&mut self, frames: usize, len: usize) {
-        for _ in 0..frames.min(self.burst.room()) {
-            let Some(mut frame) = self.pool.alloc() else { break };
-            let _ = frame.fill_from(&[1; 1792][..len + 12]);
+    fn send(&mut self, frames: usize, len: usize, work: u8) {
+        let checksum = (work & 1 != 0).then_some(Partial { start: 34, offset: 16 });
+        let kind = [SegmentKind::Tcp4, SegmentKind::Tcp6, SegmentKind::Udp][usize::from(work / 4 % 3)];
+        let segments = (work & 2 != 0).then_some(Segments { kind, size: 1448, header_len: 54 });
+        for number in 0..frames.min(self.burst.room()) {
+            // Few long ones: it is their ends that matter.
+            let len = if number % 16 == 0 { len } else { len % 1780 };
+            let Some(mut frame) = self.pool.alloc_chain(&[1; 1 << 16][..(len + 14).min(1 << 16)]) else {
+                break;
+            };
+            frame.set_offload(Offload { checksum, segments });
             if let Err(frame) = self.burst.push(frame) {
                 self.pool.free(frame);
             }

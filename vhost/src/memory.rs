@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use guard::Alarm;
+pub(crate) use guard::Alarm;
 pub(crate) use mapping::Mapping;
 pub(crate) use words::Words;
 
@@ -80,6 +80,17 @@ pub enum MemoryError {
         has: u64,
         /// What the region needs.
         needs: u64,
+    },
+    /// The file lies on a file system that may let a page wait for somebody else.
+    #[error(
+        "the file of the region at guest address {guest:#x} lies on a file system of type {kind:#x}, whose pages may come late \
+         or never; take a memfd, or a file on hugetlbfs or tmpfs"
+    )]
+    FileSystem {
+        /// Where the guest sees it.
+        guest: u64,
+        /// The type (`linux/magic.h`).
+        kind: u64,
     },
     /// A system call failed.
     #[error("region at guest address {guest:#x}: {call} failed: {source}")]

@@ -39,6 +39,7 @@ unsafe impl Sync for Mapping {}
 #[derive(Debug)]
 pub(crate) enum MapFault {
     Short { has: u64, needs: u64 },
+    FileSystem { kind: u64 },
     System { call: &'static str, source: io::Error },
 }
 
@@ -46,6 +47,7 @@ impl MapFault {
     pub(super) fn in_region(self, guest: u64) -> MemoryError {
         match self {
             MapFault::Short { has, needs } => MemoryError::Short { guest, has, needs },
+            MapFault::FileSystem { kind } => MemoryError::FileSystem { guest, kind },
             MapFault::System { call, source } => MemoryError::System { guest, call, source },
         }
     }
@@ -58,10 +60,18 @@ impl From<MapFault> for io::Error {
                 io::ErrorKind::UnexpectedEof,
                 format!("the file has {has} bytes and should have {needs}"),
             ),
+            MapFault::FileSystem { kind } => io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("a file system of type {kind:#x}, whose pages may come late or never"),
+            ),
             MapFault::System { source, .. } => source,
         }
     }
 }
+
+/// File systems whose pages come from memory or from a disk of this machine (`linux/magic.h`): tmpfs (memfds as well),
+/// hugetlbfs, ramfs, ext4, XFS, btrfs. On others, FUSE above all, a peer could let a worker wait for a page for ever.
+const PROMPT: [u64; 6] = [0x0102_1994, 0x9584_58f6, 0x8584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
 
 impl Mapping {
     /// Maps `bytes` (not zero) of `file` from `offset` on; their sum fits an `i64`.
@@ -71,6 +81,10 @@ impl Mapping {
         let needs = offset + bytes;
         if about.len() < needs {
             return Err(MapFault::Short { has: about.len(), needs });
+        }
+        let kind = file_system(file).map_err(failed("fstatfs"))?;
+        if !PROMPT.contains(&kind) {
+            return Err(MapFault::FileSystem { kind });
         }
         // Files of huge pages (hugetlbfs) tell their page's size as block size, and are mapped in whole pages only. A
         // memfd of ordinary pages with transparent huge pages tells theirs too, which does no harm where they are guarded.
@@ -132,6 +146,18 @@ impl Mapping {
         let base = unsafe { self.base.add(offset) };
         // SAFETY: `len` bytes from there on are mapped; whoever holds `Words` holds the `Mapping` too.
         unsafe { Words::new(base, len) }
+    }
+}
+
+/// The type of the file system that a file lies on.
+fn file_system(file: &File) -> io::Result<u64> {
+    // SAFETY: `statfs` is plain C data, for which all zeros is a valid value.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and `about` is exclusively borrowed.
+    match unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut about) } {
+        // The numbers have 32 bits; the field's width and sign are the architecture's.
+        0 => Ok(about.f_type as u64 & 0xffff_ffff),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
