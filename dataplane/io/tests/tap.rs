@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a lab that cannot be built ends its test")]
 
 use std::collections::HashSet;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -208,23 +209,79 @@ fn poll(port: &mut TapPort, times: usize, pool: &mut FramePool, into: &mut Burst
 }
 
 #[test]
-fn a_frame_too_long_for_a_chunk_is_refused_and_counted() {
+fn a_frame_too_long_for_a_chunk_comes_in_several() {
     in_namespace(|| {
         let (mut ports, mut pool, mut burst) = (tap_with_address(1), pool(), Burst::new());
         ip("neighbor add 10.77.0.2 lladdr 02:00:00:00:00:ee dev lab0");
         // Somebody raises the MTU behind our back.
         ip("link set lab0 mtu 9000");
         let socket = UdpSocket::bind("10.77.0.1:0").unwrap();
-        // 42 bytes of headers: the longest frame that fits, one byte more, and a jumbo.
-        let longest = usize::from(MAX_MTU) + 18 - 42;
+        // 42 bytes of headers: the longest frame that fits a chunk, one byte more, and a jumbo.
+        let longest = usize::from(MAX_MTU) + 19 - 42;
         for length in [longest, longest + 1, 8000] {
-            socket.send_to(&vec![7; length], "10.77.0.2:9").unwrap();
+            let payload: Vec<u8> = (0..length).map(|i| (i / 3) as u8).collect();
+            socket.send_to(&payload, "10.77.0.2:9").unwrap();
         }
         poll(&mut ports[0], 100, &mut pool, &mut burst);
-        assert_eq!(burst.frames().iter().map(penstock_io::Frame::len).collect::<Vec<_>>(), [longest + 42]);
-        assert_eq!((ports[0].counters().rx_packets, ports[0].counters().rx_invalid), (1, 2));
-        pool.free_burst(&mut burst);
+        let shapes: Vec<_> = burst.frames().iter().map(|it| (it.total_len(), it.pieces().count())).collect();
+        assert_eq!(shapes, [(longest + 42, 1), (longest + 43, 2), (8042, 5)]);
+        let jumbo = burst.frames()[2].to_vec();
+        assert!(jumbo[42..].iter().enumerate().all(|(i, &byte)| byte == (i / 3) as u8));
+        assert_eq!((ports[0].counters().rx_packets, ports[0].counters().rx_invalid), (3, 0));
+        // What the kernel hands over it takes back.
+        while let Some(mut frame) = burst.pop() {
+            frame.bytes_mut()[..12].rotate_left(6);
+            let mut out = Burst::new();
+            out.push(frame).unwrap();
+            assert_eq!(ports[0].tx_burst(&mut pool, &mut out), 1);
+        }
+        assert_eq!((ports[0].counters().tx_packets, ports[0].counters().tx_invalid), (3, 0));
+        ports.into_iter().for_each(|port| port.close(&mut pool));
+        assert_eq!(pool.region().census().user, 0);
     });
+}
+
+#[test]
+fn a_tcp_stream_of_the_kernel_comes_in_packets_of_many_segments_and_goes_back_so() {
+    in_namespace(|| {
+        let (mut ports, mut pool) = (tap_with_address(1), pool());
+        ip("neighbor add 10.77.0.2 lladdr 02:00:00:00:00:ee dev lab0");
+        let server = TcpListener::bind("10.77.0.1:4000").unwrap();
+        // Addresses and stations change places on the way: the kernel speaks with itself.
+        let sender = std::thread::spawn(|| {
+            let mut stream = TcpStream::connect("10.77.0.2:4000").unwrap();
+            stream.write_all(&vec![7; 1_000_000]).unwrap();
+        });
+        let receiver = std::thread::spawn(move || {
+            let (mut stream, mut got) = (server.accept().unwrap().0, Vec::new());
+            stream.read_to_end(&mut got).unwrap();
+            got
+        });
+        let (start, mut burst, mut longest) = (Instant::now(), Burst::new(), 0);
+        while !receiver.is_finished() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the stream takes too long");
+            ports[0].rx_burst(&mut pool, &mut burst);
+            for frame in burst.frames_mut() {
+                longest = longest.max(frame.total_len());
+                reflect(frame.bytes_mut());
+            }
+            ports[0].tx_burst(&mut pool, &mut burst);
+            pool.free_burst(&mut burst);
+            ports[0].settle(&mut pool).unwrap();
+        }
+        sender.join().unwrap();
+        assert!(receiver.join().unwrap() == vec![7; 1_000_000]);
+        assert!(longest > 10_000, "the longest packet had {longest} bytes");
+        assert_eq!((ports[0].counters().rx_invalid, ports[0].counters().tx_invalid), (0, 0));
+    });
+}
+
+/// Sends an IPv4 frame of 10.77.0.1's to 10.77.0.2 back as one of 10.77.0.2's; sums do not mind.
+fn reflect(frame: &mut [u8]) {
+    frame[..12].rotate_left(6);
+    if frame[12..14] == [8, 0] {
+        frame[26..34].rotate_left(4);
+    }
 }
 
 #[test]

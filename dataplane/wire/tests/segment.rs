@@ -1,5 +1,7 @@
 //! Packets that are cut are what their sender would have sent in smaller ones, and joining undoes cutting.
 
+#![allow(clippy::unwrap_used)]
+
 use etherparse::{PacketBuilder, SlicedPacket};
 use penstock_wire::parse::parse;
 use penstock_wire::segment::{Headers, Part, sum_behind};

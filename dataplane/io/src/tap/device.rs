@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::TapPort;
 use super::vnet::HEADER;
+use crate::offload::Abilities;
 use crate::region::{CHUNK, HEADROOM};
 
 /// Where taps come from (`Documentation/networking/tuntap.rst`).
@@ -187,18 +188,23 @@ impl Tap {
         // The kernel reads the sixteen bits as they are; IFF_TUN_EXCL is the sign bit.
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request).map_err(|source| self.not_attached(source))?;
-        self.speak_virtio(&file)?;
-        Ok(TapPort::new(file, format!("{}:{queue}", self.name)))
+        let abilities = self.speak_virtio(&file)?;
+        Ok(TapPort::new(file, format!("{}:{queue}", self.name), abilities))
     }
 
-    fn speak_virtio(&self, file: &File) -> Result<(), OpenError> {
+    /// Settles the header in front of each frame, and what the two sides leave each other to do.
+    fn speak_virtio(&self, file: &File) -> Result<Abilities, OpenError> {
         let mut header = HEADER as libc::c_int;
         ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &mut header)
             .map_err(|source| self.failed("TUNSETVNETHDRSZ", source))?;
-        // No offloads: the kernel then hands over whole frames with finished checksums.
-        // SAFETY: TUNSETOFFLOAD takes its flags by value and touches no memory of ours.
-        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as libc::c_ulong) };
-        if done < 0 { Err(self.failed("TUNSETOFFLOAD", io::Error::last_os_error())) } else { Ok(()) }
+        let common = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        // Kernels before 6.2 know nothing of the datagrams' kind.
+        let all = common | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+        if offer(file, all).is_ok() {
+            return Ok(Abilities::ALL);
+        }
+        offer(file, common).map_err(|source| self.failed("TUNSETOFFLOAD", source))?;
+        Ok(Abilities::CHAINS.and(Abilities::CHECKSUM).and(Abilities::TCP4).and(Abilities::TCP6))
     }
 
     fn request(&self) -> libc::ifreq {
@@ -234,6 +240,13 @@ impl Tap {
     fn failed(&self, call: &'static str, source: io::Error) -> OpenError {
         OpenError::System { name: self.name.clone(), call, source }
     }
+}
+
+/// Says what the kernel may leave to do.
+fn offer(file: &File, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its flags by value and touches no memory of ours.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A socket of this thread's network namespace to send interface requests through.

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::offload::{Offload, Partial, SegmentKind, Segments};
+
 /// Bytes of the header: `struct virtio_net_hdr_mrg_rxbuf` (`linux/virtio_net.h`), the same that virtio devices of version
 /// 1 use.
 pub(super) const HEADER: usize = 12;
@@ -11,125 +13,102 @@ const NEEDS_CHECKSUM: u8 = 1;
 
 /// `VIRTIO_NET_HDR_GSO_NONE`.
 const NOT_SEGMENTED: u8 = 0;
+/// `VIRTIO_NET_HDR_GSO_TCPV4`.
+const TCP4: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_TCPV6`.
+const TCP6: u8 = 4;
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`.
+const UDP: u8 = 5;
+/// `VIRTIO_NET_HDR_GSO_ECN`: a flag beside the type, for TCP with CWR set; cutting sees the flag itself.
+const WITH_ECN: u8 = 0x80;
 
 /// Why a frame cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum FrameError {
-    #[error("shorter than its virtio header and one byte")]
-    Short,
-    /// Segmentation offload is not negotiated, so the kernel never hands over such a frame.
-    #[error("a super-frame that was not negotiated")]
-    Segmented,
-    #[error("the checksum lies outside the frame")]
-    ChecksumOutside,
+    #[error("segments of a kind that was not negotiated")]
+    Segments,
 }
 
-/// Does to `frame` what the header in front of it asks for.
+/// What the header in front of a frame asks for; whether the frame is such is for who does it to see.
 ///
 /// The header's words are in the machine's byte order: the tap is a legacy device without `TUNSETVNETLE`.
-pub(super) fn finish(header: &[u8; HEADER], frame: &mut [u8]) -> Result<(), FrameError> {
-    let [flags, gso, _, _, _, _, s0, s1, o0, o1, _, _] = *header;
-    if gso != NOT_SEGMENTED {
-        return Err(FrameError::Segmented);
-    }
-    if flags & NEEDS_CHECKSUM == 0 {
-        return Ok(());
-    }
-    let (start, offset) = (u16::from_ne_bytes([s0, s1]), u16::from_ne_bytes([o0, o1]));
-    finish_checksum(frame, usize::from(start), usize::from(offset))
+pub(super) fn asked(header: &[u8; HEADER]) -> Result<Offload, FrameError> {
+    let [flags, gso, l0, l1, g0, g1, s0, s1, o0, o1, _, _] = *header;
+    let [header_len, size, start, offset] = [[l0, l1], [g0, g1], [s0, s1], [o0, o1]].map(u16::from_ne_bytes);
+    let kind = match gso & !WITH_ECN {
+        NOT_SEGMENTED => None,
+        TCP4 => Some(SegmentKind::Tcp4),
+        TCP6 => Some(SegmentKind::Tcp6),
+        UDP => Some(SegmentKind::Udp),
+        _ => return Err(FrameError::Segments),
+    };
+    Ok(Offload {
+        checksum: (flags & NEEDS_CHECKSUM != 0).then_some(Partial { start, offset }),
+        segments: kind.map(|kind| Segments { kind, size, header_len }),
+    })
 }
 
-/// Completes an Internet checksum (RFC 1071) over `frame[start..]` whose field, `offset` bytes on, holds the pseudo
-/// header's sum.
-fn finish_checksum(frame: &mut [u8], start: usize, offset: usize) -> Result<(), FrameError> {
-    let covered = frame.get_mut(start..).ok_or(FrameError::ChecksumOutside)?;
-    if offset + 2 > covered.len() {
-        return Err(FrameError::ChecksumOutside);
+/// The header that asks for this.
+pub(super) fn asking(left: Offload) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    if let Some(Partial { start, offset }) = left.checksum {
+        header[0] = NEEDS_CHECKSUM;
+        header[6..8].copy_from_slice(&start.to_ne_bytes());
+        header[8..10].copy_from_slice(&offset.to_ne_bytes());
     }
-    let mut sum: u64 = 0;
-    let (pairs, odd) = covered.as_chunks::<2>();
-    for pair in pairs {
-        sum += u64::from(u16::from_be_bytes(*pair));
+    if let Some(Segments { kind, size, header_len }) = left.segments {
+        header[1] = match kind {
+            SegmentKind::Tcp4 => TCP4,
+            SegmentKind::Tcp6 => TCP6,
+            SegmentKind::Udp => UDP,
+        };
+        header[2..4].copy_from_slice(&header_len.to_ne_bytes());
+        header[4..6].copy_from_slice(&size.to_ne_bytes());
     }
-    if let [last] = odd {
-        sum += u64::from(*last) << 8;
-    }
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    // Zero means "no checksum" to UDP (RFC 768); to the others 0xffff says the same as zero.
-    let checksum = match !(sum as u16) {
-        0 => 0xffff,
-        other => other,
-    };
-    covered[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
-    Ok(())
+    header
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn header(flags: u8, gso: u8, start: u16, offset: u16) -> [u8; HEADER] {
-        let mut header = [0; HEADER];
-        (header[0], header[1]) = (flags, gso);
-        header[6..8].copy_from_slice(&start.to_ne_bytes());
-        header[8..10].copy_from_slice(&offset.to_ne_bytes());
-        header
-    }
-
-    /// UDP 10.0.0.1:1000 -> 10.0.0.2:2000 "hey", without Ethernet and IPv4 in front, the pseudo header's sum in the field.
-    fn datagram() -> Vec<u8> {
-        let pseudo = 0x0a00u32 + 1 + 0x0a00 + 2 + 17 + 11;
-        let mut bytes = Vec::from(1000u16.to_be_bytes());
-        bytes.extend(2000u16.to_be_bytes());
-        bytes.extend(11u16.to_be_bytes());
-        bytes.extend((pseudo as u16).to_be_bytes());
-        bytes.extend(b"hey");
-        bytes
-    }
-
     #[test]
-    fn a_partial_checksum_is_finished() {
-        let mut frame = vec![0xff; 34];
-        frame.extend(datagram());
-        finish(&header(NEEDS_CHECKSUM, 0, 34, 6), &mut frame).unwrap();
-        // The ones' complement of 0x140f (pseudo) + 0x3e8 + 0x7d0 + 11 + "he" 0x6865 + "y\0" 0x7900.
-        let sum = (0x1400u32 + 3 + 17 + 11) + 0x3e8 + 0x7d0 + 11 + 0x6865 + 0x7900;
-        let expected = !(((sum & 0xffff) + (sum >> 16)) as u16);
-        assert_eq!(frame[40..42], expected.to_be_bytes());
-        assert_eq!(frame[..34], [0xff; 34]);
-    }
-
-    #[test]
-    fn a_sum_of_zero_is_sent_as_all_ones() {
-        let mut frame = [0xff, 0xff, 0, 0];
-        finish(&header(NEEDS_CHECKSUM, 0, 0, 2), &mut frame).unwrap();
-        assert_eq!(frame, [0xff; 4]);
-    }
-
-    #[test]
-    fn a_frame_without_the_flag_stays_as_it_is() {
-        let mut frame = datagram();
-        finish(&header(2, 0, 0, 6), &mut frame).unwrap();
-        assert_eq!(frame, datagram());
-    }
-
-    #[test]
-    fn a_checksum_outside_the_frame_is_refused() {
-        for (start, offset) in [(0, 10), (10, 0), (11, 0), (12, 0), (0xffff, 0xffff), (0, 0xffff)] {
-            let mut frame = datagram();
-            assert_eq!(
-                finish(&header(NEEDS_CHECKSUM, 0, start, offset), &mut frame),
-                Err(FrameError::ChecksumOutside),
-                "start {start}, offset {offset}"
-            );
-            assert_eq!(frame, datagram());
+    fn what_is_asked_for_is_read_as_it_was_written() {
+        let checksum = Some(Partial { start: 34, offset: 16 });
+        let segments = |kind| Some(Segments { kind, size: 1448, header_len: 66 });
+        for left in [
+            Offload::NONE,
+            Offload { checksum, segments: None },
+            Offload { checksum, segments: segments(SegmentKind::Tcp4) },
+            Offload { checksum, segments: segments(SegmentKind::Tcp6) },
+            Offload { checksum, segments: segments(SegmentKind::Udp) },
+        ] {
+            assert_eq!(asked(&asking(left)), Ok(left));
         }
     }
 
     #[test]
-    fn a_super_frame_is_refused() {
-        assert_eq!(finish(&header(0, 1, 0, 0), &mut datagram()), Err(FrameError::Segmented));
+    fn the_fields_lie_where_the_kernel_has_them() {
+        let checksum = Some(Partial { start: 0x0102, offset: 0x0304 });
+        let segments = Some(Segments { kind: SegmentKind::Tcp6, size: 0x0506, header_len: 0x0708 });
+        let mut expected = vec![1, 4];
+        for field in [0x0708u16, 0x0506, 0x0102, 0x0304, 0] {
+            expected.extend(field.to_ne_bytes());
+        }
+        assert_eq!(asking(Offload { checksum, segments })[..], expected);
+    }
+
+    #[test]
+    fn congestion_is_a_flag_beside_the_kind_and_other_kinds_are_refused() {
+        let header = |gso| {
+            let mut header = [0; HEADER];
+            header[1] = gso;
+            header
+        };
+        let kind = asked(&header(TCP4 | WITH_ECN)).unwrap().segments.unwrap().kind;
+        assert_eq!(kind, SegmentKind::Tcp4);
+        for unknown in [2, 3, 6, 0x7f] {
+            assert_eq!(asked(&header(unknown)), Err(FrameError::Segments), "kind {unknown}");
+        }
     }
 }
