@@ -7,6 +7,7 @@ use penstock_io::pcap::PcapPort;
 use penstock_io::tap::TapPort;
 use penstock_io::xsk::{XdpStatistics, XskPort};
 use penstock_io::{Abilities, Burst, FramePool, Port, PortCounters, PortFault};
+use penstock_vhost::VhostPort;
 
 use crate::flow::DeviceId;
 
@@ -24,6 +25,8 @@ pub enum AnyPort {
     Mem(Box<MemPort>),
     /// Capture files.
     Pcap(Box<PcapPort>),
+    /// A queue pair of a vhost-user device.
+    Vhost(Box<VhostPort>),
 }
 
 macro_rules! each {
@@ -33,6 +36,7 @@ macro_rules! each {
             AnyPort::Tap($port) => $body,
             AnyPort::Mem($port) => $body,
             AnyPort::Pcap($port) => $body,
+            AnyPort::Vhost($port) => $body,
         }
     };
 }
@@ -46,6 +50,7 @@ impl AnyPort {
             AnyPort::Tap(_) => "tap",
             AnyPort::Mem(_) => "mem",
             AnyPort::Pcap(_) => "pcap",
+            AnyPort::Vhost(_) => "vhost-user",
         }
     }
 
@@ -54,7 +59,7 @@ impl AnyPort {
     pub fn xdp_statistics(&self) -> Option<XdpStatistics> {
         match self {
             AnyPort::Xsk(port) => port.statistics().ok(),
-            AnyPort::Tap(_) | AnyPort::Mem(_) | AnyPort::Pcap(_) => None,
+            AnyPort::Tap(_) | AnyPort::Mem(_) | AnyPort::Pcap(_) | AnyPort::Vhost(_) => None,
         }
     }
 }

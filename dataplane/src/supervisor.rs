@@ -19,6 +19,7 @@ mod reclaim;
 mod refused;
 mod steering;
 mod underlay;
+mod vhost;
 mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -533,12 +534,16 @@ impl Engine {
 
     /// Whether a device's link can carry packets, or why not.
     #[must_use]
-    pub fn link_state(&self, device: &Device) -> &'static str {
-        match self.view.links.get(&device.facts.ifindex) {
+    pub fn link_state(&self, device: &Device) -> String {
+        if let Some(session) = &device.session {
+            return vhost::state(&session.status());
+        }
+        let state = match self.view.links.get(&device.facts.ifindex) {
             Some(link) if !link.up => "down: the interface is set down",
             Some(link) if !link.carrier => "down: no carrier",
             _ => "up",
-        }
+        };
+        state.to_owned()
     }
 
     /// The addresses and ports that more than one service claims.

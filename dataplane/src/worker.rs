@@ -521,7 +521,7 @@ impl Worker {
     pub fn mem_port(&mut self, id: PortId) -> Option<&mut penstock_io::mem::MemPort> {
         self.slots.iter_mut().flatten().find(|slot| slot.id == id).and_then(|slot| match &mut slot.port {
             AnyPort::Mem(port) => Some(&mut **port),
-            AnyPort::Xsk(_) | AnyPort::Tap(_) | AnyPort::Pcap(_) => None,
+            AnyPort::Xsk(_) | AnyPort::Tap(_) | AnyPort::Pcap(_) | AnyPort::Vhost(_) => None,
         })
     }
 

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 
 use crate::fault::{Fault, mend};
 use crate::model::{
-    Attachment, Endpoint, Limits, Network, Object, Peer, Route, RouteTarget, Uplink, repeated_keys,
+    Attachment, Endpoint, Limits, Network, Object, Peer, Route, RouteTarget, SocketRole, Uplink,
+    repeated_keys,
 };
 
 pub use service::MAX_AFFINITY;
@@ -195,15 +196,36 @@ fn check_endpoint(endpoint: &Endpoint, faults: &mut Faults) {
     if let Some(limits) = &endpoint.limits {
         check_limits(limits, endpoint.mtu, faults);
     }
-    if let Attachment::Pcap { receive, transmit } = &endpoint.attachment
-        && receive == transmit
-    {
-        faults.found.push(Fault::new(
-            &faults.object,
+    check_attachment(&endpoint.attachment, faults);
+}
+
+fn check_attachment(attachment: &Attachment, faults: &mut Faults) {
+    let mut found = |key: &str, problem: String, mend: &'static str| {
+        faults.found.push(Fault::new(&faults.object, key, problem, mend));
+    };
+    match attachment {
+        Attachment::Pcap { receive, transmit } if receive == transmit => found(
             "attachment.pcap",
             format!("receives from and transmits to the same file {receive}"),
             "name two files",
-        ));
+        ),
+        Attachment::VhostUser { role, group, permissions, .. } => {
+            if *role == SocketRole::Client && (group.is_some() || permissions.is_some()) {
+                found(
+                    "attachment.vhost-user",
+                    "has a group or permissions for a socket that somebody else serves".to_owned(),
+                    "take them out, or set role = \"server\"",
+                );
+            }
+            if let Some(permissions) = permissions.filter(|it| *it > 0o777) {
+                found(
+                    "attachment.vhost-user.permissions",
+                    format!("{permissions:#o} are no permissions"),
+                    "write them in octal, 0o000 to 0o777, e.g. 0o660",
+                );
+            }
+        }
+        Attachment::Veth { .. } | Attachment::Tap { .. } | Attachment::Pcap { .. } => {}
     }
 }
 

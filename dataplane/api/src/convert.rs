@@ -1,5 +1,6 @@
 //! From the messages of the socket to the model and back; every fault of a request is found at once.
 
+mod attachment;
 mod policy;
 mod service;
 
@@ -13,8 +14,8 @@ use penstock_wire::Vni;
 use crate::check::check;
 use crate::fault::{Fault, mend};
 use crate::model::{
-    Attachment, BusyPoll, CopyMode, Encapsulation, Endpoint, GeneveOption, Key, Limits, Network, Object,
-    OptionData, Peer, PortRange, Prefix, Route, RouteTarget, Uplink, XdpMode,
+    BusyPoll, CopyMode, Encapsulation, Endpoint, GeneveOption, Key, Limits, Network, Object, OptionData,
+    Peer, PortRange, Prefix, Route, RouteTarget, Uplink, XdpMode,
 };
 use crate::proto;
 
@@ -245,7 +246,7 @@ fn option_from_proto(reader: &mut Reader, key: &str, m: proto::GeneveOption) -> 
 fn endpoint_from_proto(m: proto::Endpoint, reader: &mut Reader) -> Option<Endpoint> {
     let name = reader.text("name", &m.name);
     let network = reader.text("network", &m.network);
-    let attachment = attachment_from_proto(m.attachment, reader);
+    let attachment = attachment::from_proto(m.attachment, reader);
     let mac = reader.text("mac", &m.mac);
     let addresses = reader.addresses("addresses", m.addresses);
     let mtu = reader.optional(m.mtu, |reader, mtu| reader.number("mtu", mtu));
@@ -274,23 +275,6 @@ impl From<proto::Limits> for Limits {
             packets_per_second: m.packets_per_second,
             connections_per_second: m.connections_per_second,
             max_connections: m.max_connections,
-        }
-    }
-}
-
-fn attachment_from_proto(m: Option<proto::Attachment>, reader: &mut Reader) -> Option<Attachment> {
-    use proto::attachment::Attachment as Message;
-    match reader.present("attachment", m.and_then(|m| m.attachment))? {
-        Message::Veth(m) => {
-            Some(Attachment::Veth { interface: reader.text("attachment.veth.interface", &m.interface)? })
-        }
-        Message::Tap(m) => {
-            Some(Attachment::Tap { interface: reader.text("attachment.tap.interface", &m.interface)? })
-        }
-        Message::Pcap(m) => {
-            let receive = reader.text("attachment.pcap.receive", &m.receive);
-            let transmit = reader.text("attachment.pcap.transmit", &m.transmit);
-            Some(Attachment::Pcap { receive: receive?, transmit: transmit? })
         }
     }
 }
@@ -481,23 +465,10 @@ impl From<&GeneveOption> for proto::GeneveOption {
 
 impl From<&Endpoint> for proto::Endpoint {
     fn from(endpoint: &Endpoint) -> Self {
-        use proto::attachment::Attachment as Message;
-        let attachment = match &endpoint.attachment {
-            Attachment::Veth { interface } => {
-                Message::Veth(proto::VethAttachment { interface: interface.to_string() })
-            }
-            Attachment::Tap { interface } => {
-                Message::Tap(proto::TapAttachment { interface: interface.to_string() })
-            }
-            Attachment::Pcap { receive, transmit } => Message::Pcap(proto::PcapAttachment {
-                receive: receive.to_string(),
-                transmit: transmit.to_string(),
-            }),
-        };
         Self {
             name: endpoint.name.to_string(),
             network: endpoint.network.to_string(),
-            attachment: Some(proto::Attachment { attachment: Some(attachment) }),
+            attachment: Some((&endpoint.attachment).into()),
             mac: endpoint.mac.to_string(),
             addresses: texts(&endpoint.addresses),
             mtu: endpoint.mtu.map(u32::from),

@@ -58,6 +58,8 @@ pub(crate) fn mend(key: &str) -> &'static str {
             "use 1 to 333 of the characters A-Z a-z 0-9 . _ / -"
         }
         "interface" => "write the name of a network interface, as `ip link` shows it",
+        "socket" => "write an absolute path of at most 107 bytes, as in /run/penstock/web.sock",
+        "role" => "choose \"client\" or \"server\"",
         "mac" => "write a unicast MAC address, as in 02:00:00:00:00:01",
         "source" | "destination" | "address" | "addresses" | "gateway" | "gateways" | "cluster-ips"
         | "external-ips" | "load-balancer-ips" => "write an address, as in 10.1.0.7 or fd00::7",

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::fault::Fault;
 pub use crate::scalar::{
-    FilePath, InterfaceName, Invalid, Name, OptionData, PortRange, Prefix, Protocol, UnicastMac,
+    FilePath, InterfaceName, Invalid, Name, OptionData, PortRange, Prefix, Protocol, SocketPath, UnicastMac,
 };
 pub use object::{Key, Object, Tables, repeated_keys};
 pub use policy::{
@@ -194,6 +194,31 @@ pub enum Attachment {
         /// The file that packets are written to.
         transmit: FilePath,
     },
+    /// A vhost-user device: a virtual machine's, or an application's that speaks virtio-user.
+    VhostUser {
+        /// The socket that the two ends meet at.
+        socket: SocketPath,
+        /// Which end of it is ours.
+        #[serde(default)]
+        role: SocketRole,
+        /// The group that a socket which we serve belongs to, by name or number; this process's when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+        /// The permissions of a socket that we serve, e.g. 0o660, which is also what they are when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        permissions: Option<u32>,
+    },
+}
+
+/// Which end of a vhost-user socket is the dataplane's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketRole {
+    /// The application or QEMU serves the socket; the dataplane connects, and connects again.
+    #[default]
+    Client,
+    /// The dataplane serves the socket.
+    Server,
 }
 
 /// What an endpoint may use at most; what is absent is not limited.

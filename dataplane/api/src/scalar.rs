@@ -40,6 +40,12 @@ pub enum Invalid {
     /// Not a path.
     #[error("an empty path names no file")]
     EmptyPath,
+    /// Not a path from the root.
+    #[error("{0:?} is no absolute path of a socket")]
+    NoSocketPath(String),
+    /// Longer than a socket's path can be.
+    #[error("the path has {0} bytes and a socket's at most 107")]
+    LongSocketPath(usize),
     /// Not hexadecimal digits in pairs.
     #[error("{0:?} is not written in pairs of hexadecimal digits")]
     Hex(String),
@@ -268,6 +274,48 @@ impl fmt::Display for FilePath {
 }
 
 text_serde!(FilePath);
+
+/// The path of a unix socket: absolute, and short enough for one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketPath(String);
+
+impl SocketPath {
+    /// The longest path in bytes: `sun_path` (`linux/un.h`) has 108, the last of them zero.
+    pub const MAX_LEN: usize = 107;
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<std::path::Path> for SocketPath {
+    fn as_ref(&self) -> &std::path::Path {
+        self.0.as_ref()
+    }
+}
+
+impl FromStr for SocketPath {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if !text.starts_with('/') || text.contains('\0') {
+            Err(Invalid::NoSocketPath(text.to_owned()))
+        } else if text.len() > Self::MAX_LEN {
+            Err(Invalid::LongSocketPath(text.len()))
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+text_serde!(SocketPath);
 
 /// The value of a Geneve option; written as hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

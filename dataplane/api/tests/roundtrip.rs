@@ -106,6 +106,10 @@ fn networks() -> impl Strategy<Value = Network> {
     })
 }
 
+fn sockets() -> impl Strategy<Value = SocketPath> {
+    "/[a-z0-9/._-]{1,106}".prop_map(|path| path.parse().unwrap())
+}
+
 fn attachments() -> impl Strategy<Value = Attachment> {
     prop_oneof![
         interfaces().prop_map(|interface| Attachment::Veth { interface }),
@@ -113,6 +117,20 @@ fn attachments() -> impl Strategy<Value = Attachment> {
         (paths(), paths())
             .prop_filter("two files", |(receive, transmit)| receive != transmit)
             .prop_map(|(receive, transmit)| Attachment::Pcap { receive, transmit }),
+        sockets().prop_map(|socket| Attachment::VhostUser {
+            socket,
+            role: SocketRole::Client,
+            group: None,
+            permissions: None
+        }),
+        (sockets(), option::of("[a-z0-9]{1,8}"), option::of(0_u32..=0o777)).prop_map(
+            |(socket, group, permissions)| Attachment::VhostUser {
+                socket,
+                role: SocketRole::Server,
+                group,
+                permissions
+            }
+        ),
     ]
 }
 

@@ -14,13 +14,8 @@ use crate::supervisor::{POD_FILL, UPLINK_FILL};
 use crate::tables::compile::overhead;
 use crate::tables::desired::interface_of;
 
-/// The longest frame with an Ethernet header and one VLAN tag that a chunk holds, as an MTU.
-const CHUNK_MTU: u32 = (CHUNK - HEADROOM - 18) as u32;
-/// The same for as many chunks as a packet may lie in.
+/// The longest frame with an Ethernet header and one VLAN tag that as many chunks hold as a packet may lie in, as an MTU.
 const CHAIN_MTU: u32 = (MOST_PIECES * (CHUNK - HEADROOM) - 18) as u32;
-/// The largest MTU at which a veth runs XDP in native mode: a page of 4 KiB less the headroom and what a socket buffer
-/// keeps at its end (`veth_xdp_set` of `drivers/net/veth.c`, on x86-64).
-const VETH_NATIVE_MTU: u32 = 3506;
 /// Chunks that a worker's own pool keeps, with those that wait or are on their way.
 const WORKER_CHUNKS: u32 = 1024;
 
@@ -314,17 +309,6 @@ impl Judge<'_> {
             if netdev.features.is_some_and(|features| !features.native) {
                 let problem = format!("the driver of {name} ({}) has no native XDP", driver(netdev));
                 self.fault(object, "xdp", problem, "set xdp = \"auto\" or \"generic\"");
-            } else if netdev.is_veth() && netdev.mtu > VETH_NATIVE_MTU {
-                let problem = format!(
-                    "{name} has an MTU of {}, and a veth runs native XDP up to {VETH_NATIVE_MTU}",
-                    netdev.mtu
-                );
-                self.fault(
-                    object,
-                    "xdp",
-                    problem,
-                    format!("ip link set {name} mtu {CHUNK_MTU}, or set xdp = \"generic\""),
-                );
             }
         }
         if netdev.mtu > CHAIN_MTU {

@@ -137,7 +137,7 @@ pub(super) fn ports(engine: &Engine) -> Vec<proto::Port> {
                 state: device
                     .broken
                     .clone()
-                    .map_or(engine.link_state(device).into(), |why| format!("down: {why}")),
+                    .map_or_else(|| engine.link_state(device), |why| format!("down: {why}")),
                 ..port_counters(&stats, named(engine, owner))
             });
         }

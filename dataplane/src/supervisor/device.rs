@@ -8,9 +8,11 @@ use penstock_io::steer::{Role, Steer, SteerError, SteerRules, XdpMode};
 use penstock_io::tap::{self, Tap};
 use penstock_io::xsk::{BusyPoll, CopyMode, Transfer};
 use penstock_io::{FramePool, Netdev, NetdevError, Port, XskConfig, XskError, XskPort};
+use penstock_vhost::Session;
 use penstock_wire::MacAddr;
 use thiserror::Error;
 
+use super::vhost::{CannotOpen, Socket};
 use super::{POD_FILL, UPLINK_FILL};
 use crate::flow::DeviceId;
 use crate::port::{AnyPort, PortId};
@@ -60,14 +62,17 @@ pub(super) enum Spec {
     Tap { interface: String, queues: Option<u32>, mac: Option<MacAddr>, mtu: Option<u16> },
     /// Capture files.
     Pcap { receive: String, transmit: String },
+    /// A vhost-user device.
+    Vhost(Socket),
 }
 
 impl Spec {
-    /// The interface, when there is one.
+    /// The interface, when there is one, or the socket.
     pub(super) fn interface(&self) -> &str {
         match self {
             Spec::Uplink(uplink) => uplink.interface.as_str(),
             Spec::Veth { interface, .. } | Spec::Tap { interface, .. } => interface,
+            Spec::Vhost(socket) => &socket.path,
             Spec::Pcap { .. } => "",
         }
     }
@@ -85,6 +90,14 @@ impl Spec {
             Attachment::Pcap { receive, transmit } => {
                 Spec::Pcap { receive: receive.to_string(), transmit: transmit.to_string() }
             }
+            Attachment::VhostUser { socket, role, group, permissions } => Spec::Vhost(Socket {
+                name: endpoint.name.to_string(),
+                path: socket.to_string(),
+                role: *role,
+                group: group.clone(),
+                permissions: *permissions,
+                pairs: queues,
+            }),
         }
     }
 }
@@ -123,6 +136,8 @@ pub(super) enum OpenError {
     Tap(#[from] tap::OpenError),
     #[error(transparent)]
     Pcap(#[from] pcap::OpenError),
+    #[error(transparent)]
+    Vhost(#[from] CannotOpen),
 }
 
 /// What a device is told of the network that it is to be part of.
@@ -141,6 +156,7 @@ pub(super) struct Opened {
     pub(super) ports: Vec<AnyPort>,
     pub(super) facts: Facts,
     pub(super) steer: Option<Steer>,
+    pub(super) session: Option<Session>,
 }
 
 /// What an open device is.
@@ -148,7 +164,7 @@ pub(super) struct Opened {
 pub struct Facts {
     /// The adapter's name.
     pub kind: &'static str,
-    /// The interface; empty for none.
+    /// The interface, or the socket of a vhost-user device; empty for neither.
     pub interface: String,
     /// The interface's number; 0 for none.
     pub ifindex: u32,
@@ -158,7 +174,7 @@ pub struct Facts {
     pub mtu: u16,
     /// `native`, `generic` or nothing.
     pub xdp: &'static str,
-    /// `zero-copy`, `copy` or nothing.
+    /// `zero-copy`, `copy` or nothing; our end of a vhost-user socket, `client` or `server`.
     pub copy: &'static str,
     /// Whether it is a veth: a link without a card that would finish checksums.
     pub veth: bool,
@@ -174,6 +190,7 @@ pub struct Device {
     pub queues: Vec<Queue>,
     pub(super) spec: Spec,
     pub(super) steer: Option<Steer>,
+    pub(super) session: Option<Session>,
     pub(super) rules: SteerRules,
     /// Its interface went away, or a queue of it broke.
     pub(crate) broken: Option<String>,
@@ -223,7 +240,24 @@ pub(super) fn open(spec: &Spec, around: &Surroundings, pool: &mut FramePool) -> 
                 veth: false,
             };
             let ports = ports.into_iter().map(|port| AnyPort::Tap(Box::new(port))).collect();
-            Ok(Opened { ports, facts, steer: None })
+            Ok(Opened { ports, facts, steer: None, session: None })
+        }
+        Spec::Vhost(socket) => {
+            let (session, ports) = socket.open(around.queues)?;
+            let facts = Facts {
+                kind: "vhost-user",
+                interface: socket.path.clone(),
+                ifindex: 0,
+                mac: around.mac,
+                mtu: around.mtu,
+                xdp: "",
+                copy: match socket.role {
+                    model::SocketRole::Client => "client",
+                    model::SocketRole::Server => "server",
+                },
+                veth: false,
+            };
+            Ok(Opened { ports, facts, steer: None, session: Some(session) })
         }
         Spec::Pcap { receive, transmit } => {
             let port = PcapPort::open(Some(receive.as_ref()), Some(transmit.as_ref()), Replay::Once)?;
@@ -238,7 +272,7 @@ pub(super) fn open(spec: &Spec, around: &Surroundings, pool: &mut FramePool) -> 
                 copy: "",
                 veth: false,
             };
-            Ok(Opened { ports: vec![AnyPort::Pcap(Box::new(port))], facts, steer: None })
+            Ok(Opened { ports: vec![AnyPort::Pcap(Box::new(port))], facts, steer: None, session: None })
         }
     }
 }
@@ -282,7 +316,7 @@ fn open_xsk(
         veth: netdev.is_veth(),
     };
     let ports = ports.into_iter().map(|port| AnyPort::Xsk(Box::new(port))).collect();
-    Ok(Opened { ports, facts, steer: Some(steer) })
+    Ok(Opened { ports, facts, steer: Some(steer), session: None })
 }
 
 fn bind_queues(

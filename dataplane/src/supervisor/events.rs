@@ -195,7 +195,7 @@ impl Engine {
             Some(Spec::Uplink(_) | Spec::Veth { .. }) => {
                 spec.is_some_and(|spec| self.view.ifindex(spec.interface()).is_some())
             }
-            Some(Spec::Tap { .. } | Spec::Pcap { .. }) => true,
+            Some(Spec::Tap { .. } | Spec::Pcap { .. } | Spec::Vhost(_)) => true,
             None => false,
         }
     }

@@ -62,7 +62,7 @@ impl Engine {
             opened.ports.into_iter().for_each(|port| port.close(&mut self.pool));
             self.pool.empty();
             // A pod's interface stays closed, as while it waits for any other reason after it was open.
-            drop(opened.steer);
+            drop((opened.steer, opened.session));
             return self.wait_for(owner, "there are 65536 devices already".to_owned());
         };
         let mut queues = Vec::new();
@@ -81,6 +81,7 @@ impl Engine {
             queues,
             spec: spec.clone(),
             steer: opened.steer,
+            session: opened.session,
             rules: Default::default(),
             broken: None,
         };
@@ -156,6 +157,8 @@ impl Engine {
         for reply in replies {
             closed &= answer(&reply, CLOSED_WITHIN).await.is_some();
         }
+        // It has nothing to wait for: its ports are closed.
+        drop(device.session);
         if let Some(steer) = device.steer
             && let Err(error) = steer.detach(keep_closed)
         {

@@ -233,6 +233,7 @@ mod tests {
             queues: vec![],
             spec,
             steer: None,
+            session: None,
             rules: Default::default(),
             broken: None,
         };

@@ -334,7 +334,7 @@ impl Desired {
 pub fn interface_of(attachment: &Attachment) -> Option<&str> {
     match attachment {
         Attachment::Veth { interface } | Attachment::Tap { interface } => Some(interface.as_str()),
-        Attachment::Pcap { .. } => None,
+        Attachment::Pcap { .. } | Attachment::VhostUser { .. } => None,
     }
 }
 

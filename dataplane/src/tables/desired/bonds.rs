@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use penstock_api::model::{Key, Name, Object, Prefix, RouteTarget, ServiceProtocol};
+use penstock_api::model::{Attachment, Key, Name, Object, Prefix, RouteTarget, ServiceProtocol};
 
 use super::interface_of;
 
@@ -16,6 +16,8 @@ pub(super) enum Claim {
     PeerAddress(IpAddr),
     /// A network interface.
     Interface(String),
+    /// The socket of a vhost-user device.
+    Socket(String),
     /// An address in a network.
     EndpointAddress(Name, IpAddr),
     /// A service's address and port in a network.
@@ -180,7 +182,13 @@ pub(super) fn claims(object: &Object) -> Vec<(&'static str, Claim)> {
             let network = &endpoint.network;
             let addresses = endpoint.addresses.iter();
             let addresses = addresses.map(|it| ("addresses", Claim::EndpointAddress(network.clone(), *it)));
-            interface.into_iter().chain(addresses).collect()
+            let socket = match &endpoint.attachment {
+                Attachment::VhostUser { socket, .. } => {
+                    Some(("attachment.vhost-user.socket", Claim::Socket(socket.to_string())))
+                }
+                _ => None,
+            };
+            interface.into_iter().chain(socket).chain(addresses).collect()
         }
         Object::Service(service) => service_claims(service),
         Object::NatPool(pool) => {

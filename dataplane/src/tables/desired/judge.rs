@@ -248,6 +248,9 @@ fn clash(claim: &Claim, other: &Key) -> (String, &'static str) {
         Claim::Interface(interface) => {
             (format!("interface {interface} is that of {other} too"), "an interface serves one object only")
         }
+        Claim::Socket(socket) => {
+            (format!("socket {socket} is that of {other} too"), "a socket serves one object only")
+        }
         Claim::EndpointAddress(_, address) => (
             format!("{address} is the address of {other} too"),
             "give each endpoint of a network its own addresses",
