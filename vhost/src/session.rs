@@ -226,7 +226,8 @@ impl Session {
         status
     }
 
-    /// Hangs up, takes every pair back from its worker and waits until that is done.
+    /// Hangs up, takes every pair back from its worker and waits until that is done: a burst when the worker works, some
+    /// seconds at most when it does not.
     pub fn close(self) {}
 }
 

@@ -69,6 +69,18 @@ fn tcp_of_megabytes_flows_between_pods_of_different_kinds() {
     }
 }
 
+/// Packets longer than a chunk of ours and than a buffer of the guest's.
+#[test]
+fn tcp_of_jumbo_packets_flows_between_pods() {
+    for packed in [0, bits::RING_PACKED] {
+        let jumbo = PodConfig { mtu: 9000, ..config(packed | bits::MRG_RXBUF, Layout::Joined) };
+        let whole = PodConfig { mtu: 9000, buffer: 10_240, ..config(packed, Layout::Apart) };
+        let fabric = Fabric::pair(1);
+        let mut hosts = Hosts::new(fabric.pod(0, jumbo), fabric.pod(1, whole));
+        hosts.transfer(4 * MEGABYTE, |_, _| {});
+    }
+}
+
 #[test]
 fn two_queue_pairs_carry_packets_each_on_its_own_and_together() {
     for features in [0, bits::RING_PACKED] {

@@ -35,6 +35,8 @@ pub(super) struct Connection {
     handler: BackendReqHandler<Mutex<Device>>,
     device: Arc<Mutex<Device>>,
     switches: Arc<[Switch]>,
+    /// A ring was started at some time.
+    pub(super) worked: bool,
 }
 
 impl Connection {
@@ -47,7 +49,7 @@ impl Connection {
         stream.set_nonblocking(false)?;
         let device = Arc::new(Mutex::new(Device::new(Arc::clone(&switches), offered)));
         let handler = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&device));
-        Ok(Connection { wire: Wire::new(stream), handler, device, switches })
+        Ok(Connection { wire: Wire::new(stream), handler, device, switches, worked: false })
     }
 
     pub(super) fn device(&self) -> MutexGuard<'_, Device> {

@@ -123,7 +123,8 @@ impl Device {
         self.switches.len()
     }
 
-    fn ring(&self, request: Request, index: u32) -> Result<usize, Refusal> {
+    /// The place of a ring that a request names.
+    pub(super) fn ring(&self, request: Request, index: u32) -> Result<usize, Refusal> {
         let rings = self.rings.len();
         let place = usize::try_from(index).ok().filter(|&place| place < rings);
         place.ok_or(Refusal::NoSuchRing { request, index, rings })

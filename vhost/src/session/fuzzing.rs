@@ -4,10 +4,15 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 
+use penstock_io::{Burst, FramePool, Hugepages, Port, Region};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::connection::{Connection, Step};
+use crate::VhostPort;
 use crate::driver::request::{self, protocol};
 use crate::driver::{Area, Messenger, RegionRow, RingAddresses, bits, header, message};
 use crate::features;
@@ -203,6 +208,9 @@ pub fn session(bytes: &[u8]) {
     let offered = features::OFFERED | features::MQ;
     let mut connection = Connection::new(ours, switches.into(), offered).expect("a descriptor");
 
+    // Half of the inputs meet a worker that serves the rings meanwhile.
+    let served = bytes.get(1).is_some_and(|kind| kind & 2 != 0);
+    let worker = Worker::of(intakes, served);
     let mut choices = Choices(bytes);
     let (good, kind) = (usize::from(choices.byte()) % (6 + 6 * 2 * PAIRS), choices.byte());
     let packed = if kind & 1 == 0 { 0 } else { bits::RING_PACKED };
@@ -217,8 +225,54 @@ pub fn session(bytes: &[u8]) {
         peer.act(&mut choices);
         alive = serve(&mut connection, &mut replies);
     }
-    connection.end().expect("nobody serves the pairs, so nobody keeps them");
-    drop(intakes);
+    connection.end().expect("a worker that works lets go");
+    worker.end();
+}
+
+/// Who has the other ends of the handovers: a thread that sends back whatever comes, or nobody who cares.
+struct Worker {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _idle: Vec<Intake>,
+}
+
+impl Worker {
+    fn of(intakes: Vec<Intake>, served: bool) -> Worker {
+        let ended = Arc::new(AtomicBool::new(false));
+        if !served {
+            return Worker { ended, thread: None, _idle: intakes };
+        }
+        let told = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || work(intakes, &told));
+        Worker { ended, thread: Some(thread), _idle: Vec::new() }
+    }
+
+    fn end(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread {
+            thread.join().expect("whatever a peer says, its worker goes on");
+        }
+    }
+}
+
+fn work(intakes: Vec<Intake>, ended: &AtomicBool) {
+    static REGION: OnceLock<&Region> = OnceLock::new();
+    let region = REGION.get_or_init(|| Region::map(4096, Hugepages::Off).expect("memory"));
+    let mut pool = FramePool::new(region);
+    let mut burst = Burst::new();
+    let ports = intakes.into_iter().map(|intake| VhostPort::new(intake).expect("descriptors"));
+    let mut ports: Vec<VhostPort> = ports.collect();
+    while !ended.load(Ordering::Relaxed) {
+        for port in &mut ports {
+            port.rx_burst(&mut pool, &mut burst);
+            port.tx_burst(&mut pool, &mut burst);
+            pool.free_burst(&mut burst);
+            port.settle(&mut pool).expect("a guest's fault is no port's");
+        }
+        std::thread::yield_now();
+    }
+    ports.into_iter().for_each(|port| port.close(&mut pool));
+    pool.empty();
 }
 
 /// Lets the session serve all that is there; whether it goes on.

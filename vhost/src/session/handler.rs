@@ -116,7 +116,8 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     /// A ring that stops ends the connection, which tells more than this descriptor could.
-    fn set_vring_err(&mut self, _index: u8, _file: Option<File>) -> Result<()> {
+    fn set_vring_err(&mut self, index: u8, _file: Option<File>) -> Result<()> {
+        self.ring(of(FrontendReq::SET_VRING_ERR), index.into())?;
         Ok(())
     }
 

@@ -16,10 +16,13 @@ use super::{SessionConfig, State, Status};
 use crate::features;
 use crate::handover::Switch;
 
-/// The first pause before a client connects again; each further one is twice as long.
+/// The first pause before a client connects again, or before a server takes the next peer after one that was to blame;
+/// each further one is twice as long.
 const SHORTEST: Duration = Duration::from_millis(20);
-/// The longest.
+/// The longest of a client.
 const LONGEST: Duration = Duration::from_secs(1);
+/// The longest of a server: a good peer may be waiting.
+const LONGEST_SERVING: Duration = Duration::from_millis(200);
 
 /// What the thread works with.
 pub(super) struct Runner {
@@ -50,9 +53,9 @@ impl Runner {
 
     /// Serves the peer at the other end of `stream`, or one peer after the other until told to stop.
     pub(super) fn run(mut self, stream: Option<UnixStream>) {
-        // Either way the loop ends because somebody asked for it, or because the one connection is over.
+        // Either way it ends because somebody asked for it, or because the one connection is over.
         let _ = match stream {
-            Some(stream) => self.serve(stream),
+            Some(stream) => self.serve(stream).map(|_| ()),
             None => self.serve_all(),
         };
     }
@@ -63,9 +66,9 @@ impl Runner {
                 Some(_) => self.await_peer()?,
                 None => self.reach_peer()?,
             };
-            self.serve(stream)?;
-            // A peer that takes and ends connections at once must not keep us busy; one that worked is met at once.
-            if self.served.is_none() {
+            let blamed = self.serve(stream)?;
+            // A peer that makes and ends connections without a pause must not keep us and the log busy.
+            if blamed || self.served.is_none() {
                 self.rest()?;
             }
         }
@@ -138,12 +141,12 @@ impl Runner {
 
     fn rest(&mut self) -> Result<(), Stopped> {
         let pause = self.pause;
-        self.pause = (2 * pause).min(LONGEST);
+        self.pause = (2 * pause).min(if self.served.is_some() { LONGEST_SERVING } else { LONGEST });
         self.wait([], Some(pause))
     }
 
-    /// Serves a peer to the connection's ending.
-    fn serve(&mut self, stream: UnixStream) -> Result<(), Stopped> {
+    /// Serves a peer to the connection's ending; whether it was to blame for that.
+    fn serve(&mut self, stream: UnixStream) -> Result<bool, Stopped> {
         // What a former peer's rings were blamed for is not this one's.
         for switch in self.switches.iter() {
             let _ = switch.fault();
@@ -152,7 +155,7 @@ impl Runner {
             Ok(connection) => connection,
             Err(error) => {
                 self.tell(&Ending::Socket(error).to_string());
-                return Ok(());
+                return Ok(true);
             }
         };
         self.status().connections += 1;
@@ -161,14 +164,13 @@ impl Runner {
             Ok(ending) => Some(ending),
             Err(Stopped) => None,
         };
-        let worked = self.status().state == State::Running;
         self.clear(&connection)?;
         let Some(ending) = ending else { return Err(Stopped) };
-        if worked && !ending.is_fault() {
+        if connection.worked && !ending.is_fault() {
             self.pause = SHORTEST;
         }
         self.conclude(&ending);
-        Ok(())
+        Ok(ending.is_fault())
     }
 
     /// Messages and reports, until the connection ends.
@@ -231,15 +233,17 @@ impl Runner {
         Ok(())
     }
 
-    fn publish(&self, connection: &Connection) {
-        let device = connection.device();
+    fn publish(&self, connection: &mut Connection) {
         let mut status = self.status();
+        let device = connection.device();
         status.rings.clear();
         status.rings.extend(device.ring_status());
         let running = status.rings.iter().any(|ring| ring.started);
         status.state = if running { State::Running } else { State::Negotiating };
         (status.features, status.protocol) = (device.acknowledged.unwrap_or(0), device.protocol.unwrap_or(0));
         status.mtu = device.mtu;
+        drop(device);
+        connection.worked |= running;
     }
 
     fn conclude(&self, ending: &Ending) {

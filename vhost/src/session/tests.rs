@@ -131,9 +131,10 @@ fn a_pod_that_connects_has_its_rings_handed_to_the_worker() {
     assert_eq!(setup.features, pod.features());
     assert_eq!(setup.rx.as_ref().unwrap().size, 64);
     assert!(setup.memory.guest_address(setup.tx.as_ref().unwrap().desc).is_some());
+    let all = [RingStatus { size: 64, started: true, enabled: true }; 2];
+    until("that is told", || session.status().rings == all);
     let status = session.status();
     assert_eq!((status.state, status.connections, status.faults), (State::Running, 1, 0));
-    assert_eq!(status.rings, [RingStatus { size: 64, started: true, enabled: true }; 2]);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn a_second_peer_is_turned_away_and_served_once_the_first_has_left() {
     let mut first = pod(&path);
     let second = Pod::connect(&path, PATIENCE, PodConfig::default());
     assert!(matches!(second, Err(PodError::System { .. })), "{second:?}");
-    assert_eq!(session.status().turned_away, 1);
+    until("that is counted", || session.status().turned_away == 1);
     assert!(first.is_connected());
     first.detach();
     until("there is room", || Pod::connect(&path, PATIENCE, PodConfig::default()).is_ok());
@@ -217,7 +218,7 @@ fn a_worker_that_does_not_let_go_is_told_and_no_peer_is_served_before_it_does() 
     worker.bench.stubborn.store(true, Ordering::Relaxed);
     drop(pod);
     until("the worker is blamed", || session.status().state == State::Clearing);
-    assert!(session.status().reason.unwrap().contains("did not let go"));
+    until("it is told", || session.status().reason.is_some_and(|why| why.contains("did not let go")));
     worker.bench.stubborn.store(false, Ordering::Relaxed);
     until("it has let go", || session.status().state == State::Waiting);
 }
@@ -322,7 +323,7 @@ fn a_peer_that_never_reads_is_hung_up_on() {
     let pod = pod(&path);
     let ask = |pod: &Pod| pod.session().unwrap().send(request::GET_FEATURES, 0, &[], &[]);
     until("it is hung up on", || ask(&pod).is_err());
-    assert!(session.status().reason.unwrap().contains("were not read"));
+    until("it is told", || session.status().reason.is_some_and(|why| why.contains("were not read")));
 }
 
 #[test]
@@ -345,7 +346,7 @@ fn what_the_protocols_crate_does_not_know_is_answered() {
     let pod = Pod::connect(&path, PATIENCE, config).unwrap();
     assert_eq!(pod.ask(request::GET_STATUS).unwrap(), 15);
     pod.tell(request::NET_SET_MTU, &message::number(9000), &[]).unwrap();
-    assert_eq!(session.status().mtu, Some(9000));
+    until("it is told", || session.status().mtu == Some(9000));
     let refused = pod.tell(request::NET_SET_MTU, &message::number(5), &[]);
     assert!(matches!(refused, Err(PodError::Refused { request: request::NET_SET_MTU })), "{refused:?}");
     assert!(pod.is_connected(), "an MTU that is no good is refused, and that is all");
@@ -367,10 +368,11 @@ fn a_reset_stops_all_rings_and_the_driver_may_start_anew() {
     let config = PodConfig { protocol: PodConfig::default().protocol | protocol::RESET_DEVICE, ..small() };
     let mut pod = Pod::connect(&path, PATIENCE, config).unwrap();
     pod.tell(request::RESET_DEVICE, &[], &[]).unwrap();
-    assert!(session.status().rings.iter().all(|ring| !ring.started && !ring.enabled));
+    let still = |ring: &RingStatus| !ring.started && !ring.enabled;
+    until("all stand still", || session.status().rings.iter().all(still));
     pod.restart().unwrap();
     pod.enable(0, true).unwrap();
-    assert_eq!(session.status().state, State::Running);
+    until("the session runs", || session.status().state == State::Running);
     drop(worker);
 }
 
@@ -389,8 +391,8 @@ fn pairs_are_enabled_and_disabled_one_by_one() {
     let (session, worker, path) = server(2);
     let pod = Pod::connect(&path, PATIENCE, PodConfig { pairs: 2, ..small() }).unwrap();
     pod.enable(1, false).unwrap();
-    let enabled: Vec<bool> = session.status().rings.iter().map(|ring| ring.enabled).collect();
-    assert_eq!(enabled, [true, true, false, false]);
+    let enabled = || session.status().rings.iter().map(|ring| ring.enabled).collect::<Vec<_>>();
+    until("one pair is not", || enabled() == [true, true, false, false]);
     until("the worker knows", || {
         worker.last(1).is_some_and(|setup| setup.rx.as_ref().is_some_and(|ring| !ring.enabled))
     });
@@ -399,7 +401,7 @@ fn pairs_are_enabled_and_disabled_one_by_one() {
 
 #[test]
 fn a_record_of_descriptors_in_flight_is_made_once_and_kept_by_the_peer() {
-    let (_session, worker, path) = server(1);
+    let (session, worker, path) = server(1);
     let config = PodConfig { protocol: PodConfig::default().protocol | protocol::INFLIGHT_SHMFD, ..small() };
     let mut pod = Pod::connect(&path, PATIENCE, config).unwrap();
     let has = |worker: &Worker| {
@@ -408,7 +410,7 @@ fn a_record_of_descriptors_in_flight_is_made_once_and_kept_by_the_peer() {
     until("the ring has it", || has(&worker));
     pod.detach();
     pod.attach(dial(&path, PATIENCE).unwrap()).unwrap();
-    assert!(has(&worker));
+    until("the ring has it again", || session.status().served == 1 && has(&worker));
 }
 
 /// As DPDK's virtio-user does when its back-end comes back: it resets the device by what it agreed upon with the one before.

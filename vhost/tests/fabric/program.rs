@@ -18,9 +18,8 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn start(command: &mut Command) -> Program {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap_or_else(|error| {
-            panic!("{command:?}: {error}; scripts/setup --bench installs what tests need")
-        });
+        let mut child = child
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; scripts/setup installs what tests need"));
         let said = Arc::new(Mutex::new(Vec::new()));
         let mut readers = vec![listen(child.stdout.take().unwrap(), Arc::clone(&said))];
         readers.push(listen(child.stderr.take().unwrap(), Arc::clone(&said)));
