@@ -284,11 +284,12 @@ impl PackedRing {
         let mut place = self.next_avail;
         // What is in flight since a former process is in the record as it is.
         let known = self.again.len().min(given.len());
-        for chain in self.again.iter().rev().take(known) {
-            record.give(chain.entry);
-        }
-        for chain in &given[known..] {
-            let entry = record.take((0..chain.entries).map(|_| {
+        let fresh = &given[known..];
+        // All are taken before one is given: an entry that is free again would be taken for the next chain, and the record
+        // would lack the first until the batch is done.
+        let mut entries = [0; super::batch::CHAINS];
+        for (entry, chain) in entries.iter_mut().zip(fresh) {
+            *entry = record.take((0..chain.entries).map(|_| {
                 let at = usize::from(place.index) * DESCRIPTOR;
                 place = place.after(1, self.size);
                 RawDescriptor {
@@ -296,6 +297,11 @@ impl PackedRing {
                     rest: self.ring.load64(at + 8, Ordering::Relaxed),
                 }
             }));
+        }
+        for chain in self.again.iter().rev().take(known) {
+            record.give(chain.entry);
+        }
+        for &entry in &entries[..fresh.len()] {
             record.give(entry);
         }
         record.begin(after.word());
