@@ -43,20 +43,20 @@ static FORMER: AtomicUsize = AtomicUsize::new(0);
 /// A look at whether any watched memory of the process was poisoned since the last look: one load of a word that is
 /// hardly ever written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     seen: u64,
 }
 
 impl Alarm {
     /// One that has seen everything up to now.
     #[must_use]
-    pub fn new() -> Alarm {
+    pub(crate) fn new() -> Alarm {
         Alarm { seen: REPLACED.load(Ordering::Acquire) }
     }
 
     /// Whether something was poisoned since the last time; whose it was is yet to be found out.
     #[inline(always)]
-    pub fn rings(&mut self) -> bool {
+    pub(crate) fn rings(&mut self) -> bool {
         let now = REPLACED.load(Ordering::Acquire);
         let rings = now != self.seen;
         self.seen = now;
