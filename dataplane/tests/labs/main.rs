@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)]
 
+mod accelerated;
 mod beyond;
 mod changes;
 mod churn;
@@ -27,3 +28,4 @@ mod served;
 mod services;
 mod stateful;
 mod traffic;
+mod vhost;

@@ -1,0 +1,209 @@
+//! Pods attached by vhost-user: policed, connected and counted like any other.
+
+use std::os::unix::net::UnixListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use penstock_vhost::driver::PodConfig;
+use penstock_vhost::features as bits;
+use penstock_wire::MacAddr;
+
+use crate::accelerated::Accelerated;
+use crate::lab::{Lab, Place, Running, number, text, v4, wait_until};
+use crate::stateful::apply;
+
+/// Bytes that a web server holds for a pod to fetch.
+const BYTES: usize = 3_000_000;
+
+/// What vhost endpoint `j` of node `i` has for an address.
+fn vhost4(i: u8, j: u8) -> String {
+    format!("10.244.{i}.{}", 100 + j)
+}
+
+/// The file's content: every offset has its own value.
+fn content() -> Vec<u8> {
+    (0..BYTES.div_ceil(4) as u32).flat_map(u32::to_le_bytes).take(BYTES).collect()
+}
+
+/// A web server at a place, with a file of [`content`].
+fn server(lab: &Lab, at: &Place) -> Running {
+    let folder = lab.file("www");
+    std::fs::create_dir_all(&folder).expect("a folder in the lab's own");
+    std::fs::write(folder.join("file"), content()).expect("a file in the lab's own folder");
+    at.serve(8080, &format!("python3 -m http.server --bind :: --directory {} 8080", folder.display()))
+}
+
+/// Fetches the file and compares; `act` may disturb meanwhile.
+fn fetch(pod: &mut Accelerated, from: &str, act: impl FnMut(&mut Accelerated, usize)) {
+    let handle = pod.connect(from, 8080, Duration::from_secs(20)).expect("the server answers");
+    let answer = pod.ask(handle, b"GET /file HTTP/1.0\r\n\r\n", act);
+    let head = answer.windows(4).position(|it| it == b"\r\n\r\n").expect("a head") + 4;
+    assert!(answer[head..] == content(), "{} bytes, not what was sent", answer.len() - head);
+}
+
+fn state(lab: &Lab, i: u8, name: &str) -> String {
+    text(&lab.port(i, name)[0]["state"])
+}
+
+#[test]
+fn an_accelerated_pod_reaches_pods_of_its_node_and_of_others() {
+    let packed = bits::RING_PACKED | bits::VERSION_1 | bits::PROTOCOL_FEATURES | bits::MRG_RXBUF;
+    for (features, offload) in [(PodConfig::default().features, ""), (packed, "--pod-offload")] {
+        let lab = Lab::up(&format!("--pods 1 --vhost 1 {offload}"));
+        assert!(state(&lab, 1, "vhost1").starts_with("down: nobody"), "{}", state(&lab, 1, "vhost1"));
+        let socket = lab.file("node1-vhost1.sock");
+        let config = PodConfig { features, mtu: 1450, ..PodConfig::default() };
+        let mut pod = Accelerated::at(&socket, 1, 1, config);
+        wait_until("it is up", || state(&lab, 1, "vhost1") == "up");
+        for i in [1, 2] {
+            let place = lab.pod(i, 1);
+            let _server = server(&lab, &place);
+            fetch(&mut pod, &v4(i, 1), |_, _| {});
+        }
+        let row = &lab.port(1, "vhost1")[0];
+        assert_eq!((text(&row["kind"]), text(&row["copy"])), ("vhost-user".into(), "server".into()));
+        assert_eq!(text(&row["interface"]), socket.display().to_string());
+        assert!(number(&row["tx_bytes"]) > 2 * BYTES as u64, "{row}");
+    }
+}
+
+/// Whoever it is, an accelerated pod may open TCP to port 8080 of pod 1 of its node only.
+const FENCED: &str = r#"
+[[identity]]
+name = "accelerated"
+network = "default"
+prefixes = ["10.244.1.101/32"]
+[[identity]]
+name = "web"
+network = "default"
+prefixes = ["10.244.1.1/32"]
+[[tier]]
+name = "application"
+order = 1
+default = "deny"
+[[policy]]
+name = "fence"
+network = "default"
+tier = "application"
+subjects = { identities = ["accelerated"] }
+directions = ["egress"]
+[[policy.rules]]
+name = "web"
+direction = "egress"
+action = "allow"
+peers = [{ identity = "web" }]
+ports = [{ protocol = "tcp", port = 8080 }]
+"#;
+
+#[test]
+fn policy_holds_for_an_accelerated_pod() {
+    let lab = Lab::up("--pods 1 --vhost 1");
+    apply(&lab, 1, FENCED);
+    let mut pod = Accelerated::at(&lab.file("node1-vhost1.sock"), 1, 1, PodConfig::default());
+    let (near, far) = (lab.pod(1, 1), lab.pod(2, 1));
+    let (_near, _far) = (server(&lab, &near), server(&lab, &far));
+    fetch(&mut pod, &v4(1, 1), |_, _| {});
+    assert!(pod.connect(&v4(2, 1), 8080, Duration::from_secs(2)).is_none(), "the fence has a hole");
+    assert!(lab.drops(1)["egress-policy"] > 0, "{:?}", lab.drops(1));
+    // A service is a way to the same pod.
+    apply(
+        &lab,
+        1,
+        r#"
+        [[service]]
+        name = "web"
+        network = "default"
+        cluster-ips = ["10.96.0.1"]
+        ports = [{ name = "http", port = 8080 }]
+        [[backends]]
+        service = "web"
+        ports = [{ name = "http", port = 8080 }]
+        members = [{ address = "10.244.1.1" }]
+        "#,
+    );
+    fetch(&mut pod, "10.96.0.1", |_, _| {});
+}
+
+#[test]
+fn a_session_of_an_accelerated_pod_outlives_its_daemon() {
+    let lab = Lab::up("--pods 1 --vhost 1 --vhost-role client --no-daemons");
+    let path = lab.file("node1-vhost1.sock");
+    let listener = UnixListener::bind(&path).expect("the lab's own folder");
+    lab.start(1);
+    lab.start(2);
+    let config = PodConfig { mtu: 1450, ..PodConfig::default() };
+    let mut pod = Accelerated::serving(&listener, 1, 1, config);
+    let far = lab.pod(2, 1);
+    let _server = server(&lab, &far);
+    let mut kills = 0;
+    fetch(&mut pod, &v4(2, 1), |pod, so_far| {
+        if so_far > (kills + 1) * BYTES / 4 && kills < 3 {
+            kills += 1;
+            lab.kill(1);
+            lab.start(1);
+            let stream = penstock_vhost::driver::answer(&listener, Duration::from_secs(20));
+            pod.pod.attach(stream.expect("the daemon connects again")).expect("and takes the rings up");
+        }
+    });
+    assert_eq!(kills, 3);
+    lab.await_all_frames(1);
+}
+
+/// DPDK's testpmd with a virtio-user port.
+struct Testpmd(Child);
+
+impl Testpmd {
+    fn start(lab: &Lab, i: u8, j: u8, device: &str, mode: &str) -> Testpmd {
+        let socket = lab.file(&format!("node{i}-vhost{j}.sock"));
+        let mut command = Command::new("dpdk-testpmd");
+        command.args(["--in-memory", "--no-pci", "--single-file-segments", "--no-telemetry", "-m", "128"]);
+        command.args([
+            "-l",
+            "0,1",
+            "--main-lcore",
+            "0",
+            "--file-prefix",
+            &format!("penstock{}-{i}-{j}", std::process::id()),
+        ]);
+        command.arg(format!(
+            "--vdev=net_virtio_user0,path={},mac=02:03:00:00:0{i}:0{j},queue_size=256,{device}",
+            socket.display()
+        ));
+        command.args(["--", "--auto-start", "--total-num-mbufs=16384"]).args(mode.split_whitespace());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Testpmd(command.spawn().expect("dpdk-testpmd, which scripts/setup installs"))
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        // One that has ended is not killed, and that is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn testpmd_sends_across_the_overlay_and_policy_stops_it() {
+    for device in ["packed_vq=0", "packed_vq=1"] {
+        let lab = Lab::up("--pods 1 --vhost 1");
+        let gateway = MacAddr::from_underlay([192, 168, 51, 1].into());
+        let _receiver = Testpmd::start(&lab, 2, 1, device, "--forward-mode=rxonly");
+        let mode = format!(
+            "--forward-mode=txonly --eth-peer=0,{gateway} --tx-ip={},{} --txpkts=64 --burst=8",
+            vhost4(1, 1),
+            vhost4(2, 1)
+        );
+        let _sender = Testpmd::start(&lab, 1, 1, device, &mode);
+        let arrived = || number(&lab.port(2, "vhost1")[0]["tx_packets"]);
+        wait_until("ten thousand packets have arrived", || arrived() > 10_000);
+        let drops = lab.drops(1);
+        let bad = ["wrong-source-mac", "spoofed-source", "not-for-us"].map(|reason| drops.get(reason));
+        assert_eq!(bad, [None; 3], "{drops:?}");
+        apply(&lab, 1, FENCED);
+        wait_until("the fence holds", || lab.drops(1).get("egress-policy").is_some_and(|it| *it > 1000));
+        let before = arrived();
+        wait_until("and goes on to", || lab.drops(1)["egress-policy"] > 100_000);
+        assert!(arrived() - before < 1000, "{} came through", arrived() - before);
+    }
+}
