@@ -67,6 +67,24 @@ fn a_chain_of_empty_buffers_that_is_a_loop_stops_the_ring() {
 }
 
 #[test]
+fn a_burst_looks_at_so_many_descriptors_and_no_more() {
+    // Every head is that of one long chain of empty buffers.
+    let arena = Arena::new(BYTES).unwrap();
+    let layout = Layout::at(0, 1024);
+    for index in 0..1024 {
+        describe(&arena, layout.desc, index, GUEST, 0, u16::from(index % 512 != 511), index + 1);
+        arena.write(layout.avail + 4 + 2 * u64::from(index), &[0, 0]);
+    }
+    arena.write(layout.avail + 2, &64u16.to_le_bytes());
+    let mut device = Device::serving(&arena, PLAIN, Some(layout.setup(0)), None);
+    for burst in 1..=4 {
+        device.receive();
+        assert_eq!(penstock_io::Port::counters(&device.port).rx_invalid, 2 * burst);
+    }
+    device.close();
+}
+
+#[test]
 fn a_buffer_past_the_regions_end_stops_the_ring() {
     for (address, len) in [
         (GUEST + BYTES, 64),

@@ -255,3 +255,65 @@ fn begin_anew(words: &Words, size: u16, used: u16) {
 fn at(entry: u16) -> usize {
     PACKED_HEAD + usize::from(entry) * PACKED_ENTRY
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Inflight;
+    use super::*;
+
+    /// A descriptor that tells its number.
+    fn descriptor(number: u64) -> RawDescriptor {
+        RawDescriptor { address: number << 12, rest: 64 | number << 32 }
+    }
+
+    fn numbers(again: &[Recorded]) -> Vec<Vec<u64>> {
+        again.iter().map(|chain| chain.descriptors.iter().map(|raw| raw.address >> 12).collect()).collect()
+    }
+
+    #[test]
+    fn a_batch_that_was_cut_short_anywhere_comes_again_or_is_done_as_a_whole() {
+        // How far a process comes before it ends: so many chains taken, so many given, begun, ended.
+        for steps in 0..=8 {
+            let (inflight, _file) = Inflight::create(1, 16, true).unwrap();
+            let queue = inflight.queue(0).unwrap();
+            let start = 14 | WRAP;
+            let mut record = PackedRecord::resume(&queue, 16, start, |_, _| true).ok().unwrap().record;
+            // An earlier batch, so that the free list is not in order any more.
+            let heads = [
+                record.take([descriptor(90), descriptor(91)].into_iter()),
+                record.take([descriptor(92)].into_iter()),
+            ];
+            heads.into_iter().for_each(|head| record.give(head));
+            record.begin(1);
+            record.end();
+            let batch: [&[u64]; 3] = [&[1, 2], &[3], &[4, 5, 6]];
+            let mut heads = Vec::new();
+            for step in 0..steps {
+                match step {
+                    0..3 => heads.push(record.take(batch[step].iter().map(|&number| descriptor(number)))),
+                    3..6 => record.give(heads[step - 3]),
+                    6 => record.begin(7),
+                    _ => record.end(),
+                }
+            }
+            // The guest has the batch only if it was begun; whether it has, the ring tells.
+            for published in [false, true] {
+                if published && steps < 7 || !published && steps == 8 {
+                    continue;
+                }
+                let copy = Inflight::create(1, 16, true).unwrap().0.queue(0).unwrap();
+                for at in 0..PACKED_HEAD + 16 * PACKED_ENTRY {
+                    copy.words.store8(at, queue.words.load8(at, Relaxed), Relaxed);
+                }
+                let resumed = PackedRecord::resume(&copy, 16, 0, |_, _| !published).ok().unwrap();
+                let expected = if published { 0 } else { steps.min(3) };
+                assert_eq!(
+                    numbers(&resumed.again),
+                    batch[..expected],
+                    "{steps} steps, published: {published}"
+                );
+                assert_eq!(resumed.used, if published { 7 } else { 1 });
+            }
+        }
+    }
+}

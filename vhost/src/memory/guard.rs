@@ -43,7 +43,7 @@ static FORMER: AtomicUsize = AtomicUsize::new(0);
 /// A look at whether any watched memory of the process was poisoned since the last look: one load of a word that is
 /// hardly ever written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     seen: u64,
 }
 
@@ -56,7 +56,7 @@ impl Alarm {
 
     /// Whether something was poisoned since the last time; whose it was is yet to be found out.
     #[inline(always)]
-    pub fn rings(&mut self) -> bool {
+    pub(crate) fn rings(&mut self) -> bool {
         let now = REPLACED.load(Ordering::Acquire);
         let rings = now != self.seen;
         self.seen = now;

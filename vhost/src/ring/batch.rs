@@ -9,7 +9,7 @@ use crate::memory::{GuestMemory, Window};
 /// Chains in a batch at most: a burst of frames.
 pub(crate) const CHAINS: usize = 64;
 
-/// Buffers in a batch at most, and so in a chain.
+/// Buffers in a batch at most, and so in a chain: what a guest can make us look at in one burst.
 pub(crate) const PIECES: usize = 1024;
 
 /// The buffers of one chain: where they begin in the batch, and what goes back to the guest with them.
@@ -36,7 +36,7 @@ pub(crate) struct Piece {
     pub(crate) host: NonNull<u8>,
     /// Where the guest sees it.
     pub(crate) address: u64,
-    /// How long it is: not zero.
+    /// How long it is. A buffer of nothing has no place: `host` means nothing.
     pub(crate) len: u32,
 }
 
@@ -153,9 +153,13 @@ impl Batch {
         let chain = &mut open.chain;
         chain.some_writable |= writable;
         chain.all_writable &= writable;
-        // Regions that follow each other in the guest need not follow each other here.
-        while left > 0 {
-            let (host, room) = window.find(memory, address).ok_or(outside)?;
+        // Regions that follow each other in the guest need not follow each other here. Buffers of nothing are kept as well: a
+        // guest may have many.
+        loop {
+            let (host, room) = match left {
+                0 => (NonNull::dangling(), 0),
+                _ => window.find(memory, address).ok_or(outside)?,
+            };
             let here = room.min(left);
             let Some(place) = self.pieces.get_mut(usize::from(chain.first) + usize::from(chain.pieces))
             else {
@@ -174,8 +178,10 @@ impl Batch {
             chain.bytes += here;
             left -= here;
             address = address.wrapping_add(here);
+            if left == 0 {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Ends a chain: it is in the batch.
