@@ -50,7 +50,7 @@ pub(crate) struct Alarm {
 impl Alarm {
     /// One that has seen everything up to now.
     #[must_use]
-    pub fn new() -> Alarm {
+    pub(crate) fn new() -> Alarm {
         Alarm { seen: REPLACED.load(Ordering::Acquire) }
     }
 
