@@ -1,7 +1,7 @@
 //! Guest memory: the regions that a front-end shares with us, mapped, and the way from its addresses to ours.
 //!
 //! Guest memory is never behind `&` or `&mut`: the guest may change any byte at any time. Ring words are read once through
-//! [`Words`], packets are copied through raw pointers, and what was read is checked before it is used.
+//! `Words`, packets are copied through raw pointers, and what was read is checked before it is used.
 
 mod guard;
 mod mapping;
