@@ -25,13 +25,13 @@ fn received(said: &str) -> Vec<u64> {
     said.lines().filter_map(number).collect()
 }
 
-/// Lets one testpmd send from each of its two ports to the other through the switch.
+/// Lets one testpmd send all the while from each of its two ports to the other through the switch.
 fn circulate(device: &str, pairs: u16, wanted: u64, unwanted: u64) {
     println!("{device}, {pairs} pairs");
     let _alone = alone();
     let fabric = Fabric::pair(pairs);
     fabric.stay_awake();
-    let queues = format!("--tx-first --rxq={pairs} --txq={pairs} --rxd=256 --txd=256");
+    let queues = format!("--forward-mode=flowgen --rxq={pairs} --txq={pairs} --rxd=256 --txd=256");
     let testpmd =
         Program::testpmd(&fabric.paths, &format!("queue_size=256,queues={pairs},{device}"), &queues);
     until("both ports run", || (0..2).all(|port| fabric.status(port).served == usize::from(pairs)));

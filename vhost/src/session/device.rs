@@ -330,7 +330,7 @@ impl Device {
         let packed = self.is_packed();
         let Some(record) = &mut self.record else { return Ok(None) };
         let Record { offset, queues, size, .. } = *record;
-        if !record.mapped.as_ref().is_some_and(|(kind, _)| *kind == packed) {
+        if record.mapped.as_ref().is_none_or(|(kind, _)| *kind != packed) {
             let inflight = Inflight::map(&record.file, offset, queues, size, packed);
             record.mapped =
                 Some((packed, inflight.map_err(|source| Refusal::Inflight { queues, size, source })?));

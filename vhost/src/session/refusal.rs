@@ -209,7 +209,7 @@ impl Refusal {
     }
 }
 
-/// As the protocol's handlers return it; [`Refusal::from_protocol`] gets it back.
+/// As the protocol's handlers return it; `from_protocol` gets it back.
 impl From<Refusal> for ProtocolError {
     fn from(refusal: Refusal) -> ProtocolError {
         ProtocolError::ReqHandlerError(io::Error::other(refusal))

@@ -160,12 +160,8 @@ impl Runner {
         };
         self.status().connections += 1;
         let outcome = self.converse(&mut connection);
-        let ending = match outcome {
-            Ok(ending) => Some(ending),
-            Err(Stopped) => None,
-        };
         self.clear(&connection)?;
-        let Some(ending) = ending else { return Err(Stopped) };
+        let ending = outcome?;
         if connection.worked && !ending.is_fault() {
             self.pause = SHORTEST;
         }

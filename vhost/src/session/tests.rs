@@ -180,7 +180,7 @@ fn rings_go_on_where_the_worker_left_them_through_every_change() {
     until("the worker has it in hand", || session.status().served == 1);
     let before = pod.stop().unwrap();
     // From zero, in the first turn of either half of a base.
-    let moved = |base: u32| (base & !0x8000_8000) % ADVANCE == 0 && base & 0x7fff > 0;
+    let moved = |base: u32| (base & !0x8000_8000).is_multiple_of(ADVANCE) && base & 0x7fff > 0;
     assert!(before.iter().all(|&base| moved(base)), "{before:x?}");
     // Stopped already: they stay where they are.
     assert_eq!(pod.stop().unwrap(), before);

@@ -257,7 +257,9 @@ fn copies(message: &libc::msghdr) -> Vec<OwnedFd> {
             let data = unsafe { libc::CMSG_DATA(at) }.cast::<RawFd>();
             for i in 0..(head.cmsg_len as usize).saturating_sub(lead) / size_of::<RawFd>() {
                 // SAFETY: the kernel put that many descriptors there.
-                let raw = unsafe { data.add(i).read_unaligned() };
+                let at = unsafe { data.add(i) };
+                // SAFETY: as above.
+                let raw = unsafe { at.read_unaligned() };
                 // SAFETY: the kernel has just made it for this process, and nobody else knows it.
                 files.push(unsafe { OwnedFd::from_raw_fd(raw) });
             }
