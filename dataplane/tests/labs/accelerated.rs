@@ -17,6 +17,7 @@ const BUFFER: usize = 128 * 1024;
 /// An accelerated pod with one address and a way out of it.
 pub struct Accelerated {
     pub pod: Pod,
+    address: Ipv4Address,
     interface: Interface,
     sockets: SocketSet<'static>,
     epoch: Instant,
@@ -40,10 +41,13 @@ impl Accelerated {
         let address = Ipv4Address::new(10, 244, i, 100 + j);
         interface.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(address.into(), 32)).expect("room for an address");
+            // It takes an ARP answer only from a subnet of its own; it never sends from this address.
+            let beside_gateway = Ipv4Address::new(169, 254, 1, 250);
+            addresses.push(IpCidr::new(beside_gateway.into(), 24)).expect("room for an address");
         });
         let gateway = Ipv4Address::new(169, 254, 1, 1);
         interface.routes_mut().add_default_ipv4_route(gateway).expect("room for a route");
-        Accelerated { pod, interface, sockets: SocketSet::new(Vec::new()), epoch }
+        Accelerated { pod, address, interface, sockets: SocketSet::new(Vec::new()), epoch }
     }
 
     /// Lets the stack do what is to be done; waits a little if that is nothing.
@@ -64,7 +68,8 @@ impl Accelerated {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let handle = self.sockets.add(Socket::new(buffer(), buffer()));
         let to: Ipv4Address = to.parse().expect("an IPv4 address");
-        let from = 40_000 + (self.epoch.elapsed().as_millis() % 20_000) as u16;
+        let port_of_ours = 40_000 + (self.epoch.elapsed().as_millis() % 20_000) as u16;
+        let from = (IpAddress::from(self.address), port_of_ours);
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
         socket.connect(self.interface.context(), (IpAddress::from(to), port), from).expect("a fresh socket");
         let end = Instant::now() + patience;
