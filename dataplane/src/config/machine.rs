@@ -305,11 +305,9 @@ impl Judge<'_> {
 
     fn xdp(&mut self, object: &str, netdev: &Netdev, xdp: XdpMode) {
         let name = &netdev.name;
-        if xdp == XdpMode::Native {
-            if netdev.features.is_some_and(|features| !features.native) {
-                let problem = format!("the driver of {name} ({}) has no native XDP", driver(netdev));
-                self.fault(object, "xdp", problem, "set xdp = \"auto\" or \"generic\"");
-            }
+        if xdp == XdpMode::Native && netdev.features.is_some_and(|features| !features.native) {
+            let problem = format!("the driver of {name} ({}) has no native XDP", driver(netdev));
+            self.fault(object, "xdp", problem, "set xdp = \"auto\" or \"generic\"");
         }
         if netdev.mtu > CHAIN_MTU {
             let problem = format!(

@@ -86,7 +86,7 @@ impl<K: Key> Slot<K> {
     }
 }
 
-/// What the tags said: the first slot that may hold the key, or [`Candidate::NONE`].
+/// What the tags said: the first slot that may hold the key, or none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Candidate(u32);
 
