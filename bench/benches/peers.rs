@@ -1,10 +1,11 @@
 //! The dataplane beside its peers, measured in turns on this machine: medians, spread and paired ratios.
 //!
-//! `cargo bench -p penstock-bench --bench peers -- [memory|stateful|veth] [--rounds N] [--seconds N]`, as root. It needs
+//! `cargo bench -p penstock-bench --bench peers -- [memory|stateful|veth|vhost] [--rounds N] [--seconds N]`, as root. It needs
 //! two CPUs that nothing else uses: CPU 1 forwards, CPU 0 sends. `memory` replays the same frames from memory to testpmd
 //! (`mac`), to Open vSwitch on DPDK and to our ports and worker; `stateful` the same to Open vSwitch with `ct` and to our
 //! worker with connections, policy and translation; `veth` has testpmd's `net_af_xdp` and our AF_XDP ports forward between
-//! two veths what testpmd sends. Figures are packets over wall time, for all of them.
+//! two veths what testpmd sends; `vhost` has testpmd's `net_vhost` and our vhost-user ports forward between two virtio-user
+//! ports of a testpmd that is the guest. Figures are packets over wall time, for all of them.
 
 #![allow(missing_docs)]
 
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use penstock_bench::contest::{self, Contender, Row, print};
 use penstock_bench::peers::lab::Lab;
-use penstock_bench::peers::{self, PeerError, ovs, testpmd};
+use penstock_bench::peers::{self, PeerError, ovs, testpmd, vhost};
 use penstock_bench::scenario::{self, PortToPort, Running};
 use penstock_bench::stateful::Work;
 use penstock_bench::traffic::shuffled;
@@ -25,6 +26,8 @@ use penstock_io::steer::{Role, Steer, XdpMode};
 use penstock_io::{
     BURST, Burst, FramePool, Hugepages, Netdev, Port, Region, Ticks, TicksPerSecond, XskConfig, XskPort, pcap,
 };
+use penstock_vhost::VhostPort;
+use penstock_vhost::session::{self, Session, SessionConfig};
 
 /// Huge pages that the hungriest peer takes: 100,000 frames in buffers of their own.
 const MEMORY_PAGES: u64 = 640;
@@ -38,6 +41,7 @@ struct Options {
     memory: bool,
     stateful: bool,
     veth: bool,
+    vhost: bool,
     rounds: usize,
     time: Duration,
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words[..] {
         ["forward", left, right] => forward(left, right),
+        ["switch", left, right] => switch(left, right),
         _ => options(&words).and_then(compare),
     };
     match outcome {
@@ -59,10 +64,10 @@ fn main() -> ExitCode {
 }
 
 fn options(words: &[&str]) -> Result<Options, Box<dyn Error>> {
-    let parts = ["memory", "stateful", "veth"];
+    let parts = ["memory", "stateful", "veth", "vhost"];
     let wants = |part: &str| words.contains(&part) || !words.iter().any(|word| parts.contains(word));
-    let [memory, stateful, veth] = parts.map(wants);
-    let mut options = Options { memory, stateful, veth, rounds: 5, time: Duration::from_secs(4) };
+    let [memory, stateful, veth, vhost] = parts.map(wants);
+    let mut options = Options { memory, stateful, veth, vhost, rounds: 5, time: Duration::from_secs(4) };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let mut number = || words.next().ok_or(format!("{word} takes a number"));
@@ -70,14 +75,14 @@ fn options(words: &[&str]) -> Result<Options, Box<dyn Error>> {
             part if parts.contains(&part) => {}
             "--rounds" => options.rounds = number()?.parse()?,
             "--seconds" => options.time = Duration::from_secs(number()?.parse()?),
-            _ => return Err("usage: peers [memory|stateful|veth] [--rounds N] [--seconds N]".into()),
+            _ => return Err("usage: peers [memory|stateful|veth|vhost] [--rounds N] [--seconds N]".into()),
         }
     }
     Ok(options)
 }
 
 fn compare(options: Options) -> Result<(), Box<dyn Error>> {
-    let needed = if options.memory || options.stateful { MEMORY_PAGES } else { VETH_PAGES };
+    let needed = if options.memory || options.stateful || options.vhost { MEMORY_PAGES } else { VETH_PAGES };
     peers::check(needed)?;
     let rate = TicksPerSecond::measure(Duration::from_millis(100)).0 as f64;
     if options.memory {
@@ -102,6 +107,68 @@ fn compare(options: Options) -> Result<(), Box<dyn Error>> {
         ];
         let scores = contest(&options, contenders)?;
         print("AF_XDP between veths, 64-byte frames, one direction", &scores, rate);
+    }
+    if options.vhost {
+        for packed in [false, true] {
+            // With their check sequence the frames have 64, 512 and 1500 bytes.
+            for size in [60, 508, 1496] {
+                between_guests(vhost::Guest { packed, size }, &options, rate)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Plain forwarding between two ports of a guest.
+fn between_guests(guest: vhost::Guest, options: &Options, rate: f64) -> Result<(), PeerError> {
+    let ours = |time| {
+        let lab = Lab::new(&["vhost"])?;
+        let program = std::env::current_exe().unwrap_or_default();
+        let sockets = vhost::sockets(&lab).map(|path| path.to_string_lossy().into_owned());
+        let arguments = ["switch", &sockets[0], &sockets[1]];
+        let _switch = lab.start(0, "1", &program.to_string_lossy(), &arguments)?;
+        vhost::circulate(&lab, guest, time)
+    };
+    let theirs = |time| {
+        let lab = Lab::new(&["vhost"])?;
+        let _switch = vhost::switch(&lab)?;
+        vhost::circulate(&lab, guest, time)
+    };
+    let contenders = vec![
+        Contender { name: "penstock vhost", run: Box::new(ours) },
+        Contender { name: "testpmd net_vhost", run: Box::new(theirs) },
+    ];
+    let rings = if guest.packed { "packed" } else { "split" };
+    let title = format!("vhost-user, {rings} rings, {} bytes, plain forwarding, both ways", guest.size + 4);
+    print(&title, &contest(options, contenders)?, rate);
+    Ok(())
+}
+
+/// Our switch between two sockets that it serves: the ports alone.
+fn switch(left: &str, right: &str) -> Result<(), Box<dyn Error>> {
+    let region = Region::map(16384, Hugepages::Auto)?;
+    let mut pool = FramePool::new(region);
+    let mut open = |name: &str, path: &str| -> Result<(Session, VhostPort), Box<dyn Error>> {
+        let role = session::Role::Server(session::Access::default());
+        let config = SessionConfig { role, ..SessionConfig::new(name, path) };
+        let (session, intakes) = Session::open(config)?;
+        let intake = intakes.into_iter().next().ok_or("a session of one pair has one")?;
+        Ok((session, VhostPort::new(intake)?))
+    };
+    let (_one, mut left) = open("left", left)?;
+    let (_other, mut right) = open("right", right)?;
+    let (start, mut burst) = (Instant::now(), Burst::new());
+    while start.elapsed() < LIFE {
+        for _ in 0..1000 {
+            for _ in 0..2 {
+                left.rx_burst(&mut pool, &mut burst);
+                right.tx_burst(&mut pool, &mut burst);
+                pool.free_burst(&mut burst);
+                std::mem::swap(&mut left, &mut right);
+            }
+            left.settle(&mut pool)?;
+            right.settle(&mut pool)?;
+        }
     }
     Ok(())
 }

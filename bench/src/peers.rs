@@ -5,6 +5,7 @@
 pub mod lab;
 pub mod ovs;
 pub mod testpmd;
+pub mod vhost;
 
 use std::io;
 use std::path::{Path, PathBuf};

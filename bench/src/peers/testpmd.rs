@@ -14,7 +14,8 @@ fn environment(prefix: &str, main_core: u8) -> String {
     format!("-l 0,1 --main-lcore {main_core} --no-pci --in-memory --file-prefix {prefix}")
 }
 
-fn start(lab: &Lab, place: usize, line: &str) -> Result<Program, PeerError> {
+/// Starts testpmd with the arguments in `line`.
+pub(super) fn start(lab: &Lab, place: usize, line: &str) -> Result<Program, PeerError> {
     lab.start(place, "0,1", "dpdk-testpmd", &line.split_whitespace().collect::<Vec<_>>())
 }
 
@@ -47,7 +48,16 @@ pub fn from_memory(lab: &Lab, pcap: &Path, frames: usize, time: Duration) -> Res
 
 /// The rates that it printed, without its idle ports' zeros.
 fn sent_rates(log: &str) -> Vec<f64> {
-    let rate = |line: &str| line.trim().strip_prefix("Tx-pps:")?.split_whitespace().next()?.parse().ok();
+    rates(log, "Tx-pps:")
+}
+
+/// The same of what it received.
+pub(super) fn received_rates(log: &str) -> Vec<f64> {
+    rates(log, "Rx-pps:")
+}
+
+fn rates(log: &str, label: &str) -> Vec<f64> {
+    let rate = |line: &str| line.trim().strip_prefix(label)?.split_whitespace().next()?.parse().ok();
     log.lines().filter_map(rate).filter(|&rate: &f64| rate > 0.0).collect()
 }
 

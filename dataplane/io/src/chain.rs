@@ -1,6 +1,6 @@
 //! What few frames have beside their packet's first chunk: further chunks, and work left to a device.
 //!
-//! It is kept in the first line of the chunk itself, which no packet reaches ([`ANNEX`]), so a frame stays two words and
+//! It is kept in the first line of the chunk itself, which no packet reaches (`ANNEX`), so a frame stays two words and
 //! who has no use for it does not pay for it.
 
 use std::ptr::NonNull;
