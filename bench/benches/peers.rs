@@ -148,7 +148,7 @@ fn between_guests(guest: vhost::Guest, options: &Options, rate: f64) -> Result<(
 fn switch(left: &str, right: &str) -> Result<(), Box<dyn Error>> {
     let region = Region::map(16384, Hugepages::Auto)?;
     let mut pool = FramePool::new(region);
-    let mut open = |name: &str, path: &str| -> Result<(Session, VhostPort), Box<dyn Error>> {
+    let open = |name: &str, path: &str| -> Result<(Session, VhostPort), Box<dyn Error>> {
         let role = session::Role::Server(session::Access::default());
         let config = SessionConfig { role, ..SessionConfig::new(name, path) };
         let (session, intakes) = Session::open(config)?;
