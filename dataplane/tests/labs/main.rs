@@ -17,6 +17,7 @@ mod kernel_vxlan;
 mod lab;
 mod lifecycle;
 mod limits;
+mod machine;
 mod malformed;
 mod mtu;
 mod operations;

@@ -10,7 +10,9 @@ use penstock_wire::MacAddr;
 
 use crate::accelerated::Accelerated;
 use crate::lab::{Lab, Place, Running, number, text, v4, wait_until};
+use crate::machine::Machine;
 use crate::stateful::apply;
+use crate::traffic::assert_checksums_good;
 
 /// Bytes that a web server holds for a pod to fetch.
 const BYTES: usize = 3_000_000;
@@ -147,6 +149,59 @@ fn a_session_of_an_accelerated_pod_outlives_its_daemon() {
     });
     assert_eq!(kills, 3);
     lab.await_all_frames(1);
+}
+
+/// What the machine does in each of its lives: an echo, a download, an upload; and the sums of both.
+fn errands(target: &str) -> String {
+    format!(
+        "ping -c 3 -W 5 {target} && echo machine: echoes
+echo \"machine: fetched $(wget -q -O - http://{target}:8080/file | md5sum)\"
+wget -q -O /file http://{target}:8080/file
+nc {target} 8081 < /file && echo machine: sent
+echo machine: done"
+    )
+}
+
+/// Takes connections one after the other, and says the sum of what each brought.
+const SINK: &str = r#"
+import hashlib, socket
+server = socket.create_server(("0.0.0.0", 8081))
+while True:
+    connection, _ = server.accept()
+    sum = hashlib.md5()
+    while True:
+        piece = connection.recv(65536)
+        if not piece: break
+        sum.update(piece)
+    connection.close()
+    open("SUMS", "a").write(sum.hexdigest() + "\n")
+"#;
+
+#[test]
+fn a_virtual_machine_talks_across_the_overlay_reboots_and_outlives_the_daemon() {
+    let lab = Lab::up("--pods 1 --vhost 1 --vhost-role client");
+    let far = lab.pod(2, 1);
+    let _server = server(&lab, &far);
+    let sums = lab.file("sums");
+    let script = lab.file("sink.py");
+    std::fs::write(&script, SINK.replace("SUMS", &sums.display().to_string())).expect("the lab's own folder");
+    let _sink = far.serve(8081, &format!("python3 {}", script.display()));
+    let machine = Machine::start(&lab, 1, 1, &errands(&v4(2, 1)));
+    machine.await_word("machine: done", 1);
+    // In its second life the daemon is killed while it fetches.
+    machine.await_word("machine: echoes", 2);
+    lab.kill(1);
+    lab.start(1);
+    machine.await_word("machine: done", 2);
+    let (said, sum) =
+        (machine.said(), lab.pod(2, 1).run(&format!("md5sum < {}", lab.file("www/file").display())));
+    let sum = sum.split_whitespace().next().expect("a sum");
+    assert_eq!(said.matches(&format!("machine: fetched {sum}")).count(), 2, "{said}");
+    assert_eq!(said.matches("machine: sent").count(), 2, "{said}");
+    wait_until("both uploads are counted", || {
+        std::fs::read_to_string(&sums).is_ok_and(|text| text.lines().filter(|line| *line == sum).count() == 2)
+    });
+    assert_checksums_good(&lab.pod(2, 1));
 }
 
 /// DPDK's testpmd with a virtio-user port.
