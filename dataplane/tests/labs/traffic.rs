@@ -21,6 +21,19 @@ pub fn reach(from: &Place, to: &str) {
     });
 }
 
+/// What `ping` reports at its end must be that every echo came back, but for the one that may have been on its way when it
+/// was ended.
+pub fn assert_unharmed(report: &str) {
+    let count = |what: &str| {
+        let before = report.split(what).next().filter(|before| before.len() < report.len());
+        let word = before.and_then(|before| before.split_whitespace().last());
+        word.and_then(|word| word.parse::<u64>().ok())
+    };
+    let (sent, received) = (count(" packets transmitted"), count(" received"));
+    let missing = sent.zip(received).map(|(sent, received)| sent - received);
+    assert!(sent > Some(100) && missing <= Some(1), "the flow beside noticed: {report}");
+}
+
 /// No echo may come back.
 pub fn no_ping(from: &Place, to: &str) {
     let output = from.attempt(&format!("ping -c 3 -i 0.1 -W 1 {to}"));
