@@ -155,22 +155,9 @@ fn switch(left: &str, right: &str) -> Result<(), Box<dyn Error>> {
         let intake = intakes.into_iter().next().ok_or("a session of one pair has one")?;
         Ok((session, VhostPort::new(intake)?))
     };
-    let (_one, mut left) = open("left", left)?;
-    let (_other, mut right) = open("right", right)?;
-    let (start, mut burst) = (Instant::now(), Burst::new());
-    while start.elapsed() < LIFE {
-        for _ in 0..1000 {
-            for _ in 0..2 {
-                left.rx_burst(&mut pool, &mut burst);
-                right.tx_burst(&mut pool, &mut burst);
-                pool.free_burst(&mut burst);
-                std::mem::swap(&mut left, &mut right);
-            }
-            left.settle(&mut pool)?;
-            right.settle(&mut pool)?;
-        }
-    }
-    Ok(())
+    let (_one, left) = open("left", left)?;
+    let (_other, right) = open("right", right)?;
+    shuttle(left, right, &mut pool)
 }
 
 fn contest(options: &Options, contenders: Vec<Contender<'_>>) -> Result<Vec<contest::Score>, PeerError> {
@@ -336,22 +323,9 @@ fn between_veths(
 fn forward(left: &str, right: &str) -> Result<(), Box<dyn Error>> {
     let region = Region::map(32768, Hugepages::Auto)?;
     let mut pool = FramePool::new(region);
-    let (_left_steer, mut left) = open(left, &mut pool)?;
-    let (_right_steer, mut right) = open(right, &mut pool)?;
-    let (start, mut burst) = (Instant::now(), Burst::new());
-    while start.elapsed() < LIFE {
-        for _ in 0..1000 {
-            for _ in 0..2 {
-                left.rx_burst(&mut pool, &mut burst);
-                right.tx_burst(&mut pool, &mut burst);
-                pool.free_burst(&mut burst);
-                std::mem::swap(&mut left, &mut right);
-            }
-            left.settle(&mut pool)?;
-            right.settle(&mut pool)?;
-        }
-    }
-    Ok(())
+    let (_left_steer, left) = open(left, &mut pool)?;
+    let (_right_steer, right) = open(right, &mut pool)?;
+    shuttle(left, right, &mut pool)
 }
 
 fn open(name: &str, pool: &mut FramePool) -> Result<(Steer, XskPort), Box<dyn Error>> {
@@ -360,4 +334,22 @@ fn open(name: &str, pool: &mut FramePool) -> Result<(Steer, XskPort), Box<dyn Er
     let port = XskPort::open(&netdev, 0, &XskConfig::default(), pool)?;
     steer.bind(0, &port)?;
     Ok((steer, port))
+}
+
+/// Takes every frame from left to right and back, until its life is over.
+fn shuttle<P: Port>(mut left: P, mut right: P, pool: &mut FramePool) -> Result<(), Box<dyn Error>> {
+    let (start, mut burst) = (Instant::now(), Burst::new());
+    while start.elapsed() < LIFE {
+        for _ in 0..1000 {
+            for _ in 0..2 {
+                left.rx_burst(pool, &mut burst);
+                right.tx_burst(pool, &mut burst);
+                pool.free_burst(&mut burst);
+                std::mem::swap(&mut left, &mut right);
+            }
+            left.settle(pool)?;
+            right.settle(pool)?;
+        }
+    }
+    Ok(())
 }

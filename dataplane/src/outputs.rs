@@ -77,7 +77,7 @@ impl Outputs {
         }
     }
 
-    /// Queues a frame; one that finds no room is dropped and counted.
+    /// Queues a frame, behind the burst where that is full; one that finds no room there either is dropped and counted.
     #[inline]
     pub(crate) fn send(&mut self, device: DeviceId, frame: Frame, pool: &mut FramePool, tally: &mut Tally) {
         match self.open(device) {
@@ -90,8 +90,8 @@ impl Outputs {
         }
     }
 
-    /// Queues the first frames of a burst, each for its exit; those that find no room are dropped and counted. Frames that
-    /// leave by the same device move together.
+    /// Queues the first frames of a burst, each for its exit, as [`Outputs::send`] does. Frames that leave by the same device
+    /// move together.
     pub(crate) fn send_run(
         &mut self,
         exits: impl Iterator<Item = DeviceId>,
@@ -142,18 +142,15 @@ impl Outputs {
     ) {
         while let Some(device) = self.pending.pop() {
             let output = &mut self.devices[usize::from(device)];
-            if captures.any() {
-                captures.look(DeviceId(device), true, output.burst.frames(), pool, now);
-            }
             loop {
+                if captures.any() {
+                    captures.look(DeviceId(device), true, output.burst.frames(), pool, now);
+                }
                 output.hand_over(DeviceId(device), slots, pool, tally);
                 if output.behind.is_empty() {
                     break;
                 }
                 output.burst.extend(output.behind.drain(..output.behind.len().min(BURST)));
-                if captures.any() {
-                    captures.look(DeviceId(device), true, output.burst.frames(), pool, now);
-                }
             }
             debug_assert!(output.burst.is_empty());
         }

@@ -142,6 +142,19 @@ impl Frame {
         Some(unsafe { Frame::from_raw(head, len) })
     }
 
+    /// Takes all but the first chunk off, as a frame of its own.
+    pub fn take_rest(&mut self) -> Option<Frame> {
+        let last = self.annex().and_then(|annex| annex.last);
+        let behind = self.total_len() - self.len();
+        let next = self.take_piece()?;
+        let Some(following) = self.annex_mut().next.take() else { return Some(next) };
+        (self.annex_mut().behind, self.annex_mut().last) = (0, None);
+        let mut rest = next;
+        let behind = (behind - rest.len()) as u32;
+        *rest.annex_mut() = Annex { next: Some(following), last, behind, ..Annex::EMPTY };
+        Some(rest)
+    }
+
     /// The packet's parts, chunk by chunk.
     #[must_use]
     pub fn pieces(&self) -> Pieces<'_> {
@@ -205,9 +218,10 @@ impl FramePool {
             return;
         }
         let mut left = len.saturating_sub(frame.len());
-        let mut pieces: Vec<Frame> = std::iter::from_fn(|| frame.take_piece()).collect();
+        let mut rest = frame.take_rest();
         frame.truncate(len);
-        for mut piece in pieces.drain(..) {
+        while let Some(mut piece) = rest {
+            rest = piece.take_rest();
             if left == 0 {
                 self.free(piece);
                 continue;
@@ -270,6 +284,24 @@ mod tests {
         first.append(frame(&mut pool, b"c"));
         assert_eq!(first.to_vec(), b"abc");
         pool.free(first);
+    }
+
+    #[test]
+    fn the_rest_of_a_chain_is_a_chain_that_can_grow() {
+        let mut pool = pool();
+        let mut first = frame(&mut pool, b"a");
+        assert!(first.take_rest().is_none());
+        for piece in [b"bc", b"de", b"fg"] {
+            first.append(frame(&mut pool, piece));
+        }
+        let mut rest = first.take_rest().unwrap();
+        assert_eq!((first.to_vec(), first.total_len(), first.is_chain()), (b"a".to_vec(), 1, false));
+        assert_eq!((rest.to_vec(), rest.total_len()), (b"bcdefg".to_vec(), 6));
+        rest.append(frame(&mut pool, b"h"));
+        first.append(rest);
+        assert_eq!((first.to_vec(), first.total_len()), (b"abcdefgh".to_vec(), 8));
+        pool.free(first);
+        assert_eq!(pool.region().census().user, 0);
     }
 
     #[test]

@@ -183,16 +183,11 @@ impl XskPort {
     /// Hands a packet of several chunks to the kernel; there is room for it.
     #[cold]
     fn push_chain(&mut self, mut frame: Frame) {
-        let mut following = frame.take_piece();
-        let mut rest = Vec::with_capacity(MOST_PIECES);
-        while let Some(piece) = following {
-            following = frame.take_piece();
-            rest.push(piece);
+        while let Some(rest) = frame.take_rest() {
+            self.push(frame, libc::XDP_PKT_CONTD);
+            frame = rest;
         }
-        let last = rest.len();
-        for (index, piece) in std::iter::once(frame).chain(rest).enumerate() {
-            self.push(piece, if index < last { libc::XDP_PKT_CONTD } else { 0 });
-        }
+        self.push(frame, 0);
     }
 
     /// Hands a chunk of this region to the kernel; there is room for it.
