@@ -32,7 +32,7 @@ fn tuple(number: u32) -> Tuple {
 fn opening(number: u32) -> Opening {
     let status = Status { state: State::Established, marks: Marks::ASSURED.with(Marks::REPLIED) };
     let original = tuple(number);
-    let parties = Parties { owner: Owner::endpoint(number % 100), ..Parties::default() };
+    let parties = Parties { owner: Owner::endpoint((number % 100) as u16), ..Parties::default() };
     Opening { original, forwarded: original, status, parties, decision: Decision::default() }
 }
 

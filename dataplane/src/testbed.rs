@@ -222,7 +222,7 @@ pub struct Sizes {
 
 /// Connections in memory of their own.
 fn tracker(capacity: u32, shares: Shares, rate: TicksPerSecond) -> Tracker {
-    let plan = conntrack::Plan { capacity, owners: 1 << 16, workers: 1 };
+    let plan = conntrack::Plan { capacity, owners: u16::MAX, workers: 1 };
     let memory = conntrack::Memory::private(plan.capacity).expect("memory for the test's connections");
     // Of no meaning, but as irregular as a real one.
     let seed = conntrack::HashSeed::new([0x1234_5678_9abc_def1, 0x0fed_cba9_8765_4321]);

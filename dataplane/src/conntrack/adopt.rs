@@ -3,8 +3,7 @@
 use std::io;
 
 use super::entry::{
-    self, CONTROL, Connection, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, PARTIES,
-    Parties, RECEIVER, REPLY, USES,
+    self, CONTROL, Connection, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, PARTIES, Parties,
 };
 use super::life::{Marks, Seconds, State};
 use super::table::{Plan, Table, WorkerId};
@@ -61,7 +60,7 @@ impl Table {
                     Verdict::Disowned => adoption.disowned += 1,
                     Verdict::Broken => adoption.broken += 1,
                 }
-                bury(&table.records[index as usize]);
+                bury(table.records.at(index));
                 match last.replace(index) {
                     Some(before) => table.set_link(before, index + 1),
                     None => table.lanes.lane(WorkerId(worker)).begin_with(index),
@@ -78,11 +77,10 @@ impl Table {
 
     /// Brings the buckets of an entry that is soon to be judged near, if there is one.
     fn touch_homes(&self, index: u32) {
-        if let Some(record) = self.records.get(index as usize)
+        if let Some(record) = self.records.get(index)
             && entry::lives(record[CONTROL].load(Ordering::Relaxed))
         {
-            self.touch(&entry::load_tuple(record, ORIGINAL));
-            self.touch(&entry::load_tuple(record, REPLY));
+            entry::load_tuples(record).iter().for_each(|tuple| self.touch(tuple));
         }
     }
 
@@ -92,7 +90,7 @@ impl Table {
         now: Seconds,
         claim: &mut impl FnMut(&Connection) -> Option<Parties>,
     ) -> Verdict {
-        let record = &self.records[index as usize];
+        let record = self.records.at(index);
         let control = record[CONTROL].load(Ordering::Relaxed);
         if !entry::lives(control) {
             return Verdict::Free;
@@ -102,7 +100,7 @@ impl Table {
             return Verdict::Broken;
         };
         let (original, reply) = (connection.original, connection.reply);
-        if entry::control(generation, entry::seal(generation, &original, &reply)) != control {
+        if entry::control(generation, &original, &reply) != control {
             return Verdict::Broken;
         }
         let parties = if connection.status.state == State::Binding {
@@ -130,9 +128,8 @@ impl Table {
             self.leave(&parties, half_open);
             return Verdict::Broken;
         }
-        for (at, word) in [PARTIES, RECEIVER].into_iter().zip(parties.words(generation)) {
-            record[at].store(word, Ordering::Relaxed);
-        }
+        // A binding's uses are counted once all connections are known.
+        record[PARTIES].store(parties.word(generation), Ordering::Relaxed);
         record[DECISION].store(Decision::default().word(generation), Ordering::Relaxed);
         self.lanes.lane(WorkerId(0)).begun(half_open);
         Verdict::Kept
@@ -140,19 +137,13 @@ impl Table {
 
     /// Counts anew which of the connections in `entries` hold which bindings.
     fn count_bindings_uses(&self, entries: &[u32]) {
-        let living = |&index: &u32| {
-            self.living_at(index).map(|(connection, life)| (connection.index() as usize, life))
-        };
-        let is_binding = |life: &Life| life.status.state == State::Binding;
-        for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_binding(life)) {
-            self.records[index][USES].store(0, Ordering::Relaxed);
-        }
         let is_bound = |life: &Life| life.status.marks.has(Marks::BOUND);
-        for (index, _) in entries.iter().filter_map(living).filter(|(_, life)| is_bound(life)) {
-            let record = &self.records[index];
-            let key = binding_key(&entry::load_tuple(record, ORIGINAL), &entry::load_tuple(record, REPLY));
+        let living = entries.iter().filter_map(|&index| self.living_at(index));
+        for (connection, _) in living.filter(|(_, life)| is_bound(life)) {
+            let [original, reply] = entry::load_tuples(self.records.at(connection.index()));
+            let key = binding_key(&original, &reply);
             if let Some((found, _)) = self.find_at(self.place(&key), &key) {
-                self.records[found.connection.index() as usize][USES].fetch_add(1, Ordering::Relaxed);
+                self.records.at(found.connection.index())[PARTIES].fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -168,14 +159,14 @@ enum Verdict {
 }
 
 /// Makes an entry a free one of a generation that was not yet.
-fn bury(record: &Record) {
+fn bury(record: Record) {
     let control = record[CONTROL].load(Ordering::Relaxed);
     let generation = entry::generation_of(control);
     let next = if generation & 1 == 1 { generation.wrapping_add(1) } else { generation };
     if record[LIFE].load(Ordering::Relaxed) != DEAD {
         record[LIFE].store(DEAD, Ordering::Relaxed);
     }
-    if control != entry::control(next, 0) {
-        record[CONTROL].store(entry::control(next, 0), Ordering::Release);
+    if control != entry::dead(next) {
+        record[CONTROL].store(entry::dead(next), Ordering::Release);
     }
 }

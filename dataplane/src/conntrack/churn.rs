@@ -76,7 +76,7 @@ pub(super) fn churn(table: &Table, settings: &Settings, worker: u16, rounds: u32
 }
 
 fn expected_backend(original: &Tuple) -> u32 {
-    u32::from(original.sport()) << 16 ^ 0x5a5a
+    u32::from(original.sport()) << 8 ^ 0x5a
 }
 
 /// Whether everything that a table holds fits together, once nobody writes to it.
@@ -93,8 +93,8 @@ pub(super) fn check_whole(table: &Table, now: Seconds) {
             assert_eq!((found.connection, found.direction), (connection.reference, direction));
         }
         if connection.status.state == State::Binding {
-            let record = &table.records[connection.reference.index() as usize];
-            bindings.insert(connection.original, record[entry::USES].load(words::Ordering::Relaxed));
+            let record = table.records.at(connection.reference.index());
+            bindings.insert(connection.original, entry::uses_of(record));
             continue;
         }
         let sent = connection.leaves_as(Direction::Original);

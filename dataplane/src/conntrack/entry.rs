@@ -1,35 +1,41 @@
-//! An entry: sixteen words that hold both directions of a connection, and how they are read and written.
+//! An entry: the words that hold both directions of a connection, and how they are read and written.
 //!
 //! ```text
-//!  0        1 .. 5          6                               7
-//!  control  original tuple  life                            decision          first cache line
-//!  8 .. 12      13       14 15
-//!  reply tuple  parties  uses  receiver                                       second
+//!  near, one cache line                                                              far
+//!  0        1 2             3 4          5     6         7                           0 .. 2          3 .. 5
+//!  control  original tuple  reply tuple  life  decision  parties                     original tuple  reply tuple
 //!
-//!  control:  generation 32 | seal 32        odd: lives        life:      deadline 32 | status 16 | generation 16
-//!  parties:  owner 24 | generation 8 | backend 32             decision:  epoch 32 | verdict 16 | generation 16
-//!  uses:     of a binding, connections that hold it           receiver:  owner 32 | generation 32
+//!  control:  generation 32 | seal 31 | wide 1     odd generation: lives    life:  deadline 32 | status 16 | generation 16
+//!  decision: epoch 32 | verdict 16 | generation 16
+//!  parties:  owner 16 | receiver 16 | generation 8 | backend 24, of a binding: connections that hold it
 //! ```
+//!
+//! IPv4's tuples fit into the near words: both addresses, then ports, network and protocol. Where one of an entry's two
+//! does not, both are wide: the first near word is the lower half of the source, the other three halves are far.
 //!
 //! Tuples never change while an entry lives. Life and decision carry the generation's lower half, so that a writer whose
 //! entry was reused under its hands writes nothing. The seal is a check sum of what never changes: adoption believes no
 //! entry without it.
 
-use super::life::{Seconds, Status};
+use super::life::{Seconds, State, Status};
 use super::shares::{Owner, parties_of};
 use super::tuple::{Direction, Tuple, fold};
 use super::words::{Ordering, Record, fence};
 
 pub(crate) const CONTROL: usize = 0;
-pub(crate) const ORIGINAL: usize = 1;
-pub(crate) const LIFE: usize = 6;
-pub(crate) const DECISION: usize = 7;
-pub(crate) const REPLY: usize = 8;
-pub(crate) const PARTIES: usize = 13;
-pub(crate) const USES: usize = 14;
-pub(crate) const RECEIVER: usize = 15;
+const ORIGINAL: usize = 1;
+const REPLY: usize = 3;
+pub(crate) const LIFE: usize = 5;
+pub(crate) const DECISION: usize = 6;
+pub(crate) const PARTIES: usize = 7;
 /// In an entry that is free: the number of the next free one, plus one.
 pub(crate) const NEXT: usize = ORIGINAL;
+
+/// In the control word: the entry's tuples are wide.
+const WIDE: u64 = 1;
+/// Bits of a backend's number, and of the number of a binding's uses.
+const BACKEND_BITS: u32 = 24;
+const BACKEND_MASK: u64 = (1 << BACKEND_BITS) - 1;
 
 /// A connection by its place and the generation of that place: a flow may keep it, and one load tells whether it lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -98,27 +104,35 @@ pub struct Parties {
     pub owner: Owner,
     /// ... and against that of the endpoint that it was opened to; nobody if that is not of this node.
     pub receiver: Owner,
-    /// The backend that a service chose; the number is the caller's own.
+    /// The backend that a service chose; the number is the caller's own, up to [`Parties::MOST_BACKEND`].
     pub backend: u32,
 }
 
 impl Parties {
-    /// With the generation or a part of it, so that a word that was read is not taken for the next connection's.
-    pub(crate) const fn words(self, generation: u32) -> [u64; 2] {
-        [
-            (self.owner.0 as u64) << 40 | ((generation & 0xff) as u64) << 32 | self.backend as u64,
-            (self.receiver.0 as u64) << 32 | generation as u64,
-        ]
+    /// The greatest number that a backend may have.
+    pub const MOST_BACKEND: u32 = BACKEND_MASK as u32;
+
+    /// With a part of the generation, so that a word that was read is not taken for the next connection's.
+    pub(crate) fn word(self, generation: u32) -> u64 {
+        debug_assert!(self.backend <= Parties::MOST_BACKEND, "backend {} has too great a number", self.backend);
+        u64::from(self.owner.0) << 48
+            | u64::from(self.receiver.0) << 32
+            | u64::from(generation & 0xff) << BACKEND_BITS
+            | u64::from(self.backend) & BACKEND_MASK
     }
 
-    pub(crate) const fn of(words: [u64; 2]) -> Parties {
-        let [parties, receiver] = words;
+    pub(crate) const fn of(word: u64) -> Parties {
         Parties {
-            owner: Owner((parties >> 40) as u32),
-            receiver: Owner((receiver >> 32) as u32),
-            backend: parties as u32,
+            owner: Owner((word >> 48) as u16),
+            receiver: Owner((word >> 32) as u16),
+            backend: (word & BACKEND_MASK) as u32,
         }
     }
+}
+
+/// How many connections hold a binding.
+pub(crate) fn uses_of(binding: Record) -> u64 {
+    binding[PARTIES].load(Ordering::Relaxed) & BACKEND_MASK
 }
 
 /// An entry's word of life.
@@ -211,8 +225,19 @@ pub(crate) fn seal(generation: u32, original: &Tuple, reply: &Tuple) -> u32 {
     (sum ^ sum >> 32) as u32
 }
 
-pub(crate) const fn control(generation: u32, seal: u32) -> u64 {
-    (generation as u64) << 32 | seal as u64
+/// The control word of a dead entry.
+pub(crate) const fn dead(generation: u32) -> u64 {
+    (generation as u64) << 32
+}
+
+/// The control word of a live entry with these tuples.
+pub(crate) fn control(generation: u32, original: &Tuple, reply: &Tuple) -> u64 {
+    let wide = if is_wide(original, reply) { WIDE } else { 0 };
+    dead(generation) | u64::from(seal(generation, original, reply)) & !WIDE | wide
+}
+
+fn is_wide(original: &Tuple, reply: &Tuple) -> bool {
+    original.packed().is_none() || reply.packed().is_none()
 }
 
 /// Whether a control word says that its entry lives.
@@ -226,30 +251,57 @@ pub(crate) const fn generation_of(control: u64) -> u32 {
     (control >> 32) as u32
 }
 
-/// Reads a tuple word by word; only the control word says whether the words belong together.
-#[inline]
-pub(crate) fn load_tuple(record: &Record, at: usize) -> Tuple {
-    Tuple { words: std::array::from_fn(|word| record[at + word].load(Ordering::Relaxed)) }
+/// The near and the far word that a direction's tuple begins with.
+const fn begin(direction: Direction) -> (usize, usize) {
+    match direction {
+        Direction::Original => (ORIGINAL, 0),
+        Direction::Reply => (REPLY, 3),
+    }
 }
 
+/// Reads a tuple word by word; only the control word, whose value at the time is given, says whether the words belong
+/// together.
 #[inline]
-pub(crate) fn store_tuple(record: &Record, at: usize, tuple: &Tuple) {
-    for (word, value) in tuple.words.iter().enumerate() {
-        record[at + word].store(*value, Ordering::Relaxed);
+fn load_tuple(record: Record, control: u64, direction: Direction) -> Tuple {
+    let (near, far) = begin(direction);
+    let [first, rest] = [near, near + 1].map(|at| record[at].load(Ordering::Relaxed));
+    if control & WIDE == 0 {
+        return Tuple::unpacked(first, rest);
+    }
+    let [src, dst, to] = [far, far + 1, far + 2].map(|at| record.far[at].load(Ordering::Relaxed));
+    Tuple { words: [src, first, dst, to, rest] }
+}
+
+/// Both tuples of an entry that is its reader's own, or about to be found out to be another's.
+#[inline]
+pub(crate) fn load_tuples(record: Record) -> [Tuple; 2] {
+    let control = record[CONTROL].load(Ordering::Relaxed);
+    [Direction::Original, Direction::Reply].map(|direction| load_tuple(record, control, direction))
+}
+
+/// Writes the tuples of an entry that is nobody else's.
+#[inline]
+pub(crate) fn store_tuples(record: Record, original: &Tuple, reply: &Tuple) {
+    let wide = is_wide(original, reply);
+    for (direction, tuple) in [(Direction::Original, original), (Direction::Reply, reply)] {
+        let (near, far) = begin(direction);
+        let [src, from, dst, to, rest] = tuple.words;
+        let first = if wide { from } else { tuple.packed().unwrap_or_default() };
+        record[near].store(first, Ordering::Relaxed);
+        record[near + 1].store(rest, Ordering::Relaxed);
+        if wide {
+            for (at, word) in [src, dst, to].into_iter().enumerate() {
+                record.far[far + at].store(word, Ordering::Relaxed);
+            }
+        }
     }
 }
 
 /// Whether an entry lives and has `tuple` in `direction`; then its generation and life.
 #[inline]
-pub(crate) fn matches(record: &Record, direction: Direction, tuple: &Tuple) -> Option<(u32, Life)> {
+pub(crate) fn matches(record: Record, direction: Direction, tuple: &Tuple) -> Option<(u32, Life)> {
     let before = record[CONTROL].load(Ordering::Acquire);
-    if !lives(before) {
-        return None;
-    }
-    let at = if direction == Direction::Original { ORIGINAL } else { REPLY };
-    let same =
-        tuple.words.iter().zip(&record[at..]).all(|(want, word)| word.load(Ordering::Relaxed) == *want);
-    if !same {
+    if !lives(before) || load_tuple(record, before, direction) != *tuple {
         return None;
     }
     let life = Life::of(record[LIFE].load(Ordering::Acquire))?;
@@ -261,12 +313,13 @@ pub(crate) fn matches(record: &Record, direction: Direction, tuple: &Tuple) -> O
 }
 
 /// Copies an entry of that generation; `None` if it is gone.
-pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connection> {
+pub(crate) fn copy(record: Record, reference: ConnectionRef) -> Option<Connection> {
     let before = record[CONTROL].load(Ordering::Acquire);
     if !lives(before) || generation_of(before) != reference.generation() {
         return None;
     }
-    let (original, reply) = (load_tuple(record, ORIGINAL), load_tuple(record, REPLY));
+    let [original, reply] =
+        [Direction::Original, Direction::Reply].map(|direction| load_tuple(record, before, direction));
     let (decision, parties) = (record[DECISION].load(Ordering::Relaxed), parties_of(record));
     // Behind the words above: parties that were taken away are seen with the death that came before.
     fence(Ordering::Acquire);
@@ -279,7 +332,8 @@ pub(crate) fn copy(record: &Record, reference: ConnectionRef) -> Option<Connecti
         reply,
         status: life.status,
         deadline: life.deadline,
-        parties,
+        // A binding is nobody's, and counts its uses where others have their backend.
+        parties: if life.status.state == State::Binding { Parties::default() } else { parties },
         decision: Decision::of(decision, reference.generation()),
     })
 }

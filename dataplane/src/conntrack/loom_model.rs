@@ -161,8 +161,7 @@ fn bind(table: &Table, worker: u16, remote: u8, now: Seconds) -> Result<Connecti
 fn binding(table: &Table) -> Option<(ConnectionRef, u64)> {
     let key = from_one_host(1).original.to_anybody(NetworkId::new(1)?);
     let found = table.find_at(table.place(&key), &key).map(|(found, _)| found.connection)?;
-    let record = &table.records[found.index() as usize];
-    Some((found, record[entry::USES].load(words::Ordering::Relaxed)))
+    Some((found, entry::uses_of(table.records.at(found.index()))))
 }
 
 fn leaves_by(table: &Table, connection: ConnectionRef) -> u16 {

@@ -51,7 +51,7 @@ enum Event {
         source: Option<u16>,
         receiver: Option<u8>,
         first: usize,
-        owners: (u32, Option<u32>),
+        owners: (u16, Option<u16>),
         limits: (u32, u32),
     },
     /// A packet of whatever connection the tuple belongs to.
@@ -77,7 +77,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (
             (any_tuple(), 0usize..3), prop::option::of(1000u16..1004), prop::option::of(0u8..4),
-            (0u32..3, prop::option::of(0u32..3)), (1u32..40, 1u32..10),
+            (0u16..3, prop::option::of(0u16..3)), (1u32..40, 1u32..10),
         )
             .prop_map(|((original, first), source, receiver, owners, limits)| {
                 Event::Open { original, first, source, receiver, owners, limits }
@@ -374,7 +374,7 @@ proptest! {
     }
 }
 
-pub(super) fn opening(original: Tuple, status: Status, owner: u32) -> Opening {
+pub(super) fn opening(original: Tuple, status: Status, owner: u16) -> Opening {
     Opening {
         original,
         forwarded: original,

@@ -3,17 +3,17 @@
 use std::ops::Range;
 
 use super::census::Lane;
-use super::entry::{Connection, PARTIES, Parties, RECEIVER};
+use super::entry::{Connection, PARTIES, Parties};
 use super::life::{Seconds, State};
 use super::table::{Refused, Table, WorkerId};
 use super::words::{AtomicU64, Ordering, Record};
 
 /// Whose share a connection counts against.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Owner(pub(crate) u32);
+pub struct Owner(pub(crate) u16);
 
 /// The first endpoint's owner: those before are [`Owner`]'s constants.
-const FIRST_ENDPOINT: u32 = 3;
+const FIRST_ENDPOINT: u16 = 3;
 
 impl Owner {
     /// Nobody: the node itself, and bindings. Neither counted nor limited.
@@ -24,21 +24,22 @@ impl Owner {
     /// nothing.
     pub const FORMER: Owner = Owner(2);
 
-    /// The endpoint of that number, which must be below what [`Plan::owners`](super::Plan::owners) was made for.
+    /// The endpoint of that number, which must be below what [`Plan::owners`](super::Plan::owners) was made for: no table
+    /// counts for the last few numbers.
     #[must_use]
-    pub const fn endpoint(number: u32) -> Owner {
+    pub const fn endpoint(number: u16) -> Owner {
         Owner(number.saturating_add(FIRST_ENDPOINT))
     }
 
     /// Owners that there are where so many endpoints are numbered from zero.
     #[must_use]
-    pub const fn of_endpoints(count: u32) -> u32 {
+    pub const fn of_endpoints(count: u16) -> u16 {
         count.saturating_add(FIRST_ENDPOINT)
     }
 
     /// The endpoint's number.
     #[must_use]
-    pub const fn number(self) -> Option<u32> {
+    pub const fn number(self) -> Option<u16> {
         self.0.checked_sub(FIRST_ENDPOINT)
     }
 }
@@ -98,7 +99,7 @@ const fn weight(half_open: bool) -> u64 {
 }
 
 /// What each owner has: connections in the upper half of a word, half-open ones in the lower.
-pub(crate) fn counters(owners: u32) -> Box<[AtomicU64]> {
+pub(crate) fn counters(owners: u16) -> Box<[AtomicU64]> {
     (0..owners.max(1)).map(|_| AtomicU64::new(0)).collect()
 }
 
@@ -219,31 +220,25 @@ impl Table {
             // Whoever sees the handshake done counts it off, against those that it was opened by.
             (parties.owner, parties.receiver) = (old.owner, old.receiver);
         }
-        let record = &self.records[connection.reference.index() as usize];
-        let words = [(PARTIES, old.owner, parties.owner), (RECEIVER, old.receiver, parties.receiver)];
-        let (before, after) = (old.words(generation), parties.words(generation));
-        let mut passed = false;
-        for ((at, from, to), (before, after)) in words.into_iter().zip(before.into_iter().zip(after)) {
-            // Counted before: whoever ends the connection right after the exchange counts it off again.
-            if before == after || from != to && !self.join_one(to, false) {
-                continue;
-            }
-            let won = record[at].compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            if from != to {
-                self.leave_one(if won { from } else { to }, false);
-            }
-            passed |= won;
+        let [before, after] = [old, parties].map(|parties| parties.word(generation));
+        // Counted before: whoever ends the connection right after the exchange counts it off again.
+        if before == after || !self.join(&parties, false) {
+            return false;
         }
-        passed
+        let record = self.records.at(connection.reference.index());
+        let won =
+            record[PARTIES].compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.leave(if won { &old } else { &parties }, false);
+        won
     }
 }
 
 /// Whose an entry is.
-pub(crate) fn parties_of(record: &Record) -> Parties {
-    Parties::of([PARTIES, RECEIVER].map(|at| record[at].load(Ordering::Relaxed)))
+pub(crate) fn parties_of(record: Record) -> Parties {
+    Parties::of(record[PARTIES].load(Ordering::Relaxed))
 }
 
 /// Takes a dead entry's parties away, so that nobody is made its owner any more.
-pub(crate) fn take_parties(record: &Record) -> Parties {
-    Parties::of([PARTIES, RECEIVER].map(|at| record[at].swap(0, Ordering::Release)))
+pub(crate) fn take_parties(record: Record) -> Parties {
+    Parties::of(record[PARTIES].swap(0, Ordering::Release))
 }

@@ -7,17 +7,16 @@ use thiserror::Error;
 
 use super::census::{Count, Counts, Lane, Lanes};
 use super::entry::{
-    self, CONTROL, Connection, ConnectionRef, DECISION, Decision, LIFE, Life, NEXT, ORIGINAL, PARTIES,
-    Parties, RECEIVER, REPLY, USES,
+    self, CONTROL, Connection, ConnectionRef, DECISION, Decision, LIFE, Life, NEXT, PARTIES, Parties,
 };
 use super::index::{Guard, Index, MOST_ENTRIES, Place};
 use super::life::{Seconds, Settings, State, Status};
-use super::shares::{Limits, Owner, counters, parties_of};
+use super::shares::{Limits, Owner, counters};
 use super::tuple::{Direction, HashSeed, Tuple};
-use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Record, fence, prefetch};
+use super::words::{AtomicU64, ENTRY_WORDS, Memory, Ordering, Records, fence};
 
 /// The version of an entry's words: raised with every change of their meaning.
-const LAYOUT_VERSION: u32 = 3;
+const LAYOUT_VERSION: u32 = 4;
 
 /// A worker's number, from zero: one thread's at a time, since its counters have one writer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +33,7 @@ pub struct Plan {
     /// Connections and bindings that it holds at most; up to 2^24 - 2.
     pub capacity: u32,
     /// Owners that it counts for, see [`Owner::of_endpoints`](super::Owner::of_endpoints); eight bytes each.
-    pub owners: u32,
+    pub owners: u16,
     /// Threads that write to it and share its upkeep.
     pub workers: u16,
 }
@@ -111,7 +110,7 @@ pub enum Refused {
 
 /// The connections of a node.
 pub struct Table {
-    pub(crate) records: &'static [Record],
+    pub(crate) records: Records,
     pub(crate) index: Index,
     pub(crate) lanes: Lanes,
     /// What each owner has.
@@ -123,15 +122,15 @@ impl Table {
     /// A table without entries, all of them dead or not yet judged.
     pub(crate) fn bare(memory: Memory, seed: HashSeed, plan: Plan) -> io::Result<Table> {
         let capacity = plan.capacity as usize;
-        if plan.capacity == 0 || plan.capacity > MOST_ENTRIES || memory.records.len() < capacity {
+        if plan.capacity == 0 || plan.capacity > MOST_ENTRIES || memory.records.count() < capacity {
             let fault = format!(
                 "a connection table of {capacity} entries in memory for {}: between 1 and {MOST_ENTRIES} can be",
-                memory.records.len()
+                memory.records.count()
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
         }
         Ok(Table {
-            records: &memory.records[..capacity],
+            records: memory.records.first(capacity),
             index: Index::for_entries(plan.capacity)?,
             lanes: Lanes::new(plan.workers, plan.capacity),
             shares: counters(plan.owners),
@@ -142,13 +141,13 @@ impl Table {
     /// Connections and bindings that fit.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.records.len() as u32
+        self.records.count() as u32
     }
 
     /// Bytes of memory, index and counters included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(self.records) + self.index.bytes() + size_of_val(&*self.shares)
+        self.records.bytes() + self.index.bytes() + size_of_val(&*self.shares)
     }
 
     /// What was counted.
@@ -166,11 +165,9 @@ impl Table {
     /// Brings near what a look-up of this tuple reads next, once [`Table::touch`] has had its effect.
     #[inline]
     pub(crate) fn touch_entries(&self, tuple: &Tuple) {
+        let is_wide = tuple.packed().is_none();
         self.index.find(self.place(tuple), |slot| {
-            if let Some(record) = self.records.get(slot.entry() as usize) {
-                prefetch(record, if slot.direction() == Direction::Original { ORIGINAL } else { REPLY });
-                prefetch(record, CONTROL);
-            }
+            self.records.touch(slot.entry(), is_wide);
             None::<()>
         });
     }
@@ -188,15 +185,15 @@ impl Table {
     pub fn is_live(&self, connection: ConnectionRef) -> bool {
         let generation = connection.generation();
         generation & 1 == 1
-            && self.records.get(connection.index() as usize).is_some_and(|record| {
-                entry::generation_of(record[CONTROL].load(Ordering::Acquire)) == generation
+            && self.records.word(connection.index(), CONTROL).is_some_and(|control| {
+                entry::generation_of(control.load(Ordering::Acquire)) == generation
             })
     }
 
     /// A copy of a connection.
     #[must_use]
     pub fn view(&self, connection: ConnectionRef) -> Option<Connection> {
-        entry::copy(self.records.get(connection.index() as usize)?, connection)
+        entry::copy(self.records.get(connection.index())?, connection)
     }
 
     /// Copies connections for which `keep` is true from entry `from` on into `rows` until its capacity is used; returns
@@ -211,7 +208,7 @@ impl Table {
             if rows.len() == rows.capacity() {
                 return Some(index);
             }
-            let record = &self.records[index as usize];
+            let record = self.records.at(index);
             let generation = entry::generation_of(record[CONTROL].load(Ordering::Acquire));
             let copied = entry::copy(record, ConnectionRef::new(index, generation));
             rows.extend(copied.filter(|connection| keep(connection)));
@@ -221,9 +218,7 @@ impl Table {
 
     /// Whose the live connections among these entries are.
     pub fn parties(&self, entries: std::ops::Range<u32>) -> impl Iterator<Item = Parties> {
-        let records = self.records.get(entries.start as usize..entries.end as usize).unwrap_or_default();
-        let live = records.iter().filter(|record| entry::lives(record[CONTROL].load(Ordering::Acquire)));
-        live.map(parties_of)
+        entries.filter_map(|index| Some(self.view(self.living_at(index)?.0)?.parties))
     }
 
     /// Creates a connection: both its directions are found from the same moment on, or neither.
@@ -274,7 +269,7 @@ impl Table {
     pub(crate) fn find_at(&self, place: Place, tuple: &Tuple) -> Option<(Match, Life)> {
         self.index.find(place, |slot| {
             let (index, direction) = (slot.entry(), slot.direction());
-            let (generation, life) = entry::matches(self.records.get(index as usize)?, direction, tuple)?;
+            let (generation, life) = entry::matches(self.records.get(index)?, direction, tuple)?;
             let connection = ConnectionRef::new(index, generation);
             Some((Match { connection, direction, status: life.status }, life))
         })
@@ -304,21 +299,17 @@ impl Table {
 
     /// Writes everything but the control word of an entry that is nobody's; returns that word.
     fn inscribe(&self, index: u32, opening: &Opening, reply: &Tuple, deadline: Seconds) -> u64 {
-        let record = &self.records[index as usize];
+        let record = self.records.at(index);
         let generation = entry::generation_of(record[CONTROL].load(Ordering::Relaxed)).wrapping_add(1);
         // A reader that sees any word written below also sees that the entry was dead before.
         fence(Ordering::Release);
-        entry::store_tuple(record, ORIGINAL, &opening.original);
-        entry::store_tuple(record, REPLY, reply);
-        for (at, word) in [PARTIES, RECEIVER].into_iter().zip(opening.parties.words(generation)) {
-            record[at].store(word, Ordering::Relaxed);
-        }
+        entry::store_tuples(record, &opening.original, reply);
+        record[PARTIES].store(opening.parties.word(generation), Ordering::Relaxed);
         // An exchange, so that a late decision about the entry's former connection comes before it or fails.
         record[DECISION].swap(opening.decision.word(generation), Ordering::Relaxed);
-        record[USES].store(0, Ordering::Relaxed);
         let life = Life { deadline, status: opening.status, generation: generation as u16 };
         record[LIFE].store(life.word(), Ordering::Relaxed);
-        entry::control(generation, entry::seal(generation, &opening.original, reply))
+        entry::control(generation, &opening.original, reply)
     }
 
     /// Puts an entry into the index and to life, unless one of its tuples is taken.
@@ -351,7 +342,7 @@ impl Table {
             return Err(Refused::Full);
         }
         // The one store that brings both directions to life.
-        self.records[index as usize][CONTROL].store(control, Ordering::Release);
+        self.records.at(index)[CONTROL].store(control, Ordering::Release);
         Ok(ConnectionRef::new(index, entry::generation_of(control)))
     }
 
@@ -368,10 +359,8 @@ impl Table {
         let next = |entry: u32| {
             let link = self.link(entry);
             // It will be the next to be written.
-            let after = link.checked_sub(1).and_then(|after| self.records.get(after as usize));
-            if let Some(record) = after {
-                prefetch(record, CONTROL);
-                prefetch(record, REPLY);
+            if let Some(after) = link.checked_sub(1) {
+                self.records.touch(after, false);
             }
             link
         };
@@ -389,13 +378,14 @@ impl Table {
     /// What a free entry links to: the number of the next one plus one, or zero. It is kept as the distance from the entry
     /// behind, so that memory of zeros is a free list that nobody had to write.
     fn link(&self, index: u32) -> u32 {
-        let word = self.records.get(index as usize).map(|record| record[NEXT].load(Ordering::Relaxed));
-        word.map_or(0, |word| (word as u32).wrapping_add(index + 2))
+        let word = self.records.word(index, NEXT);
+        word.map_or(0, |word| (word.load(Ordering::Relaxed) as u32).wrapping_add(index + 2))
     }
 
     /// Links a free entry to another.
     pub(crate) fn set_link(&self, index: u32, next: u32) {
-        let word = &self.records[index as usize][NEXT];
+        let record = self.records.at(index);
+        let word = &record[NEXT];
         let distance = u64::from(next.wrapping_sub(index + 2));
         if word.load(Ordering::Relaxed) != distance {
             word.store(distance, Ordering::Relaxed);

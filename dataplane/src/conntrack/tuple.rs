@@ -62,6 +62,8 @@ impl HashSeed {
 const SRC: usize = 0;
 const DST: usize = 2;
 const REST: usize = 4;
+/// What stands before the address in the lower half of an IPv4-mapped one (RFC 4291 section 2.5.5.2).
+const MAPPED: u64 = 0xffff;
 /// The upper half of an address that no packet has: a tuple with it stands for any address.
 const ANY: u64 = u64::MAX;
 
@@ -131,6 +133,21 @@ impl Tuple {
             u64::from(sport) << 48 | u64::from(dport) << 32 | u64::from(network.0) << 8 | u64::from(protocol);
         let (src, dst) = (halves(src), halves(dst));
         Some(Tuple { words: [src[0], src[1], dst[0], dst[1], rest] })
+    }
+
+    /// The addresses of an IPv4 tuple in one word; `None` for all others.
+    #[inline]
+    pub(crate) fn packed(&self) -> Option<u64> {
+        let [s0, s1, d0, d1, _] = self.words;
+        let is_ipv4 = s0 | d0 == 0 && s1 >> 32 == MAPPED && d1 >> 32 == MAPPED;
+        is_ipv4.then_some(s1 << 32 | d1 & 0xffff_ffff)
+    }
+
+    /// The IPv4 tuple of a word that [`Tuple::packed`] gave.
+    #[inline]
+    pub(crate) const fn unpacked(addresses: u64, rest: u64) -> Tuple {
+        let mapped = MAPPED << 32;
+        Tuple { words: [0, mapped | addresses >> 32, 0, mapped | addresses & 0xffff_ffff, rest] }
     }
 
     /// The network that the addresses belong to.

@@ -2,7 +2,7 @@
 
 use super::census::{Count, Lane};
 use super::entry::{
-    self, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, ORIGINAL, REPLY, USES,
+    self, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, PARTIES,
 };
 use super::life::{self, Invalid, Marks, Packet, Seconds, Settings, State, Status, Step};
 use super::shares::{Owner, parties_of, take_parties};
@@ -180,7 +180,7 @@ impl Table {
             let index = ((turn >> 32) * capacity) >> 32;
             let Some((connection, life)) = self.living_at(index as u32) else { continue };
             let is_other = of.is_some_and(|(owner, half_open)| {
-                let parties = parties_of(&self.records[index as usize]);
+                let parties = parties_of(self.records.at(index as u32));
                 let is_theirs = owner == parties.owner || owner == parties.receiver;
                 !is_theirs || half_open && !life.status.is_half_open()
             });
@@ -198,8 +198,8 @@ impl Table {
     }
 
     /// A connection's words, if it lives.
-    pub(crate) fn living(&self, connection: ConnectionRef) -> Option<(&'static Record, Life)> {
-        let record = self.records.get(connection.index() as usize)?;
+    pub(crate) fn living(&self, connection: ConnectionRef) -> Option<(Record, Life)> {
+        let record = self.records.get(connection.index())?;
         let control = record[CONTROL].load(Ordering::Acquire);
         if !entry::lives(control) || entry::generation_of(control) != connection.generation() {
             return None;
@@ -209,7 +209,7 @@ impl Table {
     }
 
     pub(crate) fn living_at(&self, index: u32) -> Option<(ConnectionRef, Life)> {
-        let control = self.records.get(index as usize)?[CONTROL].load(Ordering::Acquire);
+        let control = self.records.word(index, CONTROL)?.load(Ordering::Acquire);
         let connection = ConnectionRef::new(index, entry::generation_of(control));
         self.living(connection).map(|(_, life)| (connection, life))
     }
@@ -218,7 +218,7 @@ impl Table {
     fn write_life(
         &self,
         lane: &Lane,
-        record: &Record,
+        record: Record,
         old: Life,
         status: Status,
         settings: &Settings,
@@ -241,13 +241,13 @@ impl Table {
     /// for death has the entry to itself from then on.
     pub(crate) fn retire(&self, lane: &Lane, connection: ConnectionRef, life: Life, why: Count) -> bool {
         let index = connection.index();
-        let record = &self.records[index as usize];
+        let record = self.records.at(index);
         if record[LIFE].compare_exchange(life.word(), DEAD, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
-        let (original, reply) = (entry::load_tuple(record, ORIGINAL), entry::load_tuple(record, REPLY));
+        let [original, reply] = entry::load_tuples(record);
         let parties = take_parties(record);
-        record[CONTROL].store(entry::control(connection.generation().wrapping_add(1), 0), Ordering::Release);
+        record[CONTROL].store(entry::dead(connection.generation().wrapping_add(1)), Ordering::Release);
         // A reader that sees the free list's link in the tuple's place also sees that the entry is dead.
         fence(Ordering::Release);
         self.index.remove(self.place(&original), Direction::Original, index);
@@ -276,27 +276,28 @@ impl Table {
         let place = self.place(key);
         let _home = self.index.lock(place.home()).ok_or(super::Refused::Contended)?;
         let Some((found, life)) = self.find_at(place, key) else { return Ok(None) };
-        let record = &self.records[found.connection.index() as usize];
+        let record = self.records.at(found.connection.index());
         // Bindings end under this lock only, so the entry stays what it is.
-        record[USES].fetch_add(1, Ordering::Relaxed);
+        record[PARTIES].fetch_add(1, Ordering::Relaxed);
         let renewed = Life { deadline: now.after(settings.timeouts.of(life.status)), ..life };
         record[LIFE].store(renewed.word(), Ordering::Release);
-        Ok(Some(entry::load_tuple(record, REPLY)))
+        let [_, reply] = entry::load_tuples(record);
+        Ok(Some(reply))
     }
 
     /// Lets go of a binding: the sweep may forget it once nobody holds it.
     pub(crate) fn let_go_of_binding(&self, key: &Tuple) {
         if let Some((found, _)) = self.find_at(self.place(key), key) {
-            self.records[found.connection.index() as usize][USES].fetch_sub(1, Ordering::Relaxed);
+            self.records.at(found.connection.index())[PARTIES].fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Forgets a binding that nobody holds.
     fn retire_binding(&self, lane: &Lane, connection: ConnectionRef, life: Life) -> bool {
-        let record = &self.records[connection.index() as usize];
-        let key = entry::load_tuple(record, ORIGINAL);
+        let record = self.records.at(connection.index());
+        let [key, _] = entry::load_tuples(record);
         let Some(_home) = self.index.lock(self.place(&key).home()) else { return false };
-        record[USES].load(Ordering::Relaxed) == 0 && self.retire(lane, connection, life, Count::Expired)
+        entry::uses_of(record) == 0 && self.retire(lane, connection, life, Count::Expired)
     }
 }
 

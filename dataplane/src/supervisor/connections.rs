@@ -43,7 +43,7 @@ pub(super) fn open(config: &Config, rate: TicksPerSecond) -> Result<(Tracker, u3
     };
     let workers = config.cpus.len() as u16;
     // A device's number is its endpoint's.
-    let owners = Owner::of_endpoints(u32::from(u16::MAX) + 1);
+    let owners = Owner::of_endpoints(u16::MAX);
     let plan = Plan { capacity: settings.capacity, owners, workers };
     let now = Ticks::now();
     let (region, opened) = SharedRegion::open(directory, name, plan.layout(), now, rate)?;

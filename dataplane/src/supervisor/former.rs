@@ -14,7 +14,7 @@ use crate::tables::service::{BackendId, Protocol};
 /// How long objects that only the control interface tells of may be late after a restart.
 const LATE: Duration = Duration::from_secs(60);
 /// Stands for a backend of the daemon before, whose number means nothing any more: no backend has it.
-const FORMER_BACKEND: u32 = u32::MAX;
+const FORMER_BACKEND: u32 = Parties::MOST_BACKEND;
 
 /// The daemon before, as long as not everything of its is the present one's.
 #[derive(Debug)]
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!((kept, table.share(Owner::FORMER), table.share(Owner::OUTSIDE)), (4, (6, 0), (1, 0)));
         let snapshot = node.publisher.current();
         assert_eq!(former.hand_over(&table, &snapshot, &node.desired).passed, 3);
-        let [a, b] = [0, 1].map(|number| Owner::endpoint(u32::from(FIRST_ENDPOINT) + number));
+        let [a, b] = [0, 1].map(|number| Owner::endpoint(FIRST_ENDPOINT + number));
         let question = parties(&table, &tuple(17, testbed::POD_A, 1000, ASKED, 53)).unwrap();
         let backend = BackendId::new(question.backend - 1).and_then(|id| snapshot.services.backend(id));
         let (port, backend) = backend.expect("its backend is known");

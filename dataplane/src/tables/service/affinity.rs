@@ -75,7 +75,7 @@ struct Entry {
 
 impl Entry {
     fn of(word: u64) -> Option<Entry> {
-        let id = BackendId::new((word >> ID_BITS) as u32 & (BackendId::LIMIT - 1))?;
+        let id = BackendId::new((word >> ID_BITS) as u32 & ((1 << ID_BITS) - 1))?;
         (word & USED != 0).then_some(Entry { tag: word >> TAG_BITS & 0x7fff, id, seen: word & TIME_MASK })
     }
 

@@ -21,8 +21,9 @@ use crate::snapshot::Epoch;
 pub struct BackendId(u32);
 
 impl BackendId {
-    /// How many numbers there are.
-    pub const LIMIT: u32 = 1 << 24;
+    /// How many numbers there are: a connection keeps them in 24 bits, with two values beside them, for no backend and for
+    /// one of the daemon before.
+    pub const LIMIT: u32 = (1 << 24) - 2;
 
     /// The backend of that number; `None` from [`BackendId::LIMIT`] on.
     #[inline]
