@@ -122,7 +122,7 @@ fn grown<T>(what: &str, step: impl FnOnce() -> T) -> T {
 
 /// A million connections with the flows of both directions in one worker's cache.
 fn memory() {
-    let plan = Plan { capacity: MANY, owners: 1 << 16, workers: 1 };
+    let plan = Plan { capacity: MANY, owners: u16::MAX, workers: 1 };
     let start = resident();
     let table = grown("connection table, index and shares", || {
         let memory = Memory::private(MANY).expect("memory for the connections");

@@ -1,59 +1,18 @@
-//! The header in front of every packet in a guest's buffers: `struct virtio_net_hdr_mrg_rxbuf` (`linux/virtio_net.h`).
+//! What the header in front of every packet in a guest's buffers may say, by what was negotiated.
 
-use penstock_io::{Abilities, Offload, Partial, SegmentKind, Segments};
+use penstock_io::virtio_net::{self, BUFFERS_AT, CHECKSUM_VALID, KIND_AT, NEEDS_CHECKSUM, WITH_ECN};
+use penstock_io::{Abilities, Offload, SegmentKind};
 
 use crate::features;
 
 /// Bytes of the header of a version 1 device, or with mergeable buffers.
-pub(crate) const LONG: usize = 12;
+pub(crate) const LONG: usize = virtio_net::HEADER;
 /// Bytes of the header of a legacy device without mergeable buffers: it lacks the number of buffers.
-const SHORT: usize = 10;
-
-/// The checksum at `csum_start + csum_offset` covers the pseudo header only (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
-const NEEDS_CSUM: u8 = 1;
-/// The checksum was verified (`VIRTIO_NET_HDR_F_DATA_VALID`).
-const DATA_VALID: u8 = 2;
-
-/// Kinds of packets that are to be cut (`VIRTIO_NET_HDR_GSO_*`).
-const NOT_CUT: u8 = 0;
-const TCP4: u8 = 1;
-const TCP6: u8 = 4;
-const UDP: u8 = 5;
-
-/// Where the number of buffers is.
-pub(crate) const BUFFERS_AT: usize = 10;
+const SHORT: usize = BUFFERS_AT;
 
 /// Bytes of the header with such features.
 pub(crate) fn length(features: u64) -> usize {
     if features & (features::VERSION_1 | features::MRG_RXBUF) != 0 { LONG } else { SHORT }
-}
-
-/// The header of a packet that is finished and lies in `buffers` buffers.
-#[inline(always)]
-pub(crate) fn plain(buffers: u16) -> [u8; LONG] {
-    let mut header = [0; LONG];
-    header[BUFFERS_AT..].copy_from_slice(&buffers.to_le_bytes());
-    header
-}
-
-/// The header of a packet with work left to do, in `buffers` buffers.
-pub(crate) fn of(left: Offload, buffers: u16) -> [u8; LONG] {
-    let mut header = plain(buffers);
-    if let Some(Partial { start, offset }) = left.checksum {
-        header[0] = NEEDS_CSUM;
-        header[6..8].copy_from_slice(&start.to_le_bytes());
-        header[8..10].copy_from_slice(&offset.to_le_bytes());
-    }
-    if let Some(Segments { kind, size, header_len }) = left.segments {
-        header[1] = match kind {
-            SegmentKind::Tcp4 => TCP4,
-            SegmentKind::Tcp6 => TCP6,
-            SegmentKind::Udp => UDP,
-        };
-        header[2..4].copy_from_slice(&header_len.to_le_bytes());
-        header[4..6].copy_from_slice(&size.to_le_bytes());
-    }
-    header
 }
 
 /// What a guest takes beyond finished packets of one chunk, with such features.
@@ -76,7 +35,7 @@ pub(crate) struct Malformed;
 #[inline(always)]
 pub(crate) fn left_to_do(first: u64, offset: u16, features: u64, len: usize) -> Result<Offload, Malformed> {
     let [flags, kind, ..] = first.to_le_bytes();
-    if (flags & !DATA_VALID) | kind == 0 {
+    if (flags & !CHECKSUM_VALID) | kind == 0 {
         return Ok(Offload::NONE);
     }
     decode(first, offset, features, len)
@@ -84,33 +43,34 @@ pub(crate) fn left_to_do(first: u64, offset: u16, features: u64, len: usize) -> 
 
 #[inline(never)]
 fn decode(first: u64, offset: u16, features: u64, len: usize) -> Result<Offload, Malformed> {
-    let [flags, kind, h0, h1, s0, s1, c0, c1] = first.to_le_bytes();
-    let start = u16::from_le_bytes([c0, c1]);
+    let mut header = [0; LONG];
+    header[..8].copy_from_slice(&first.to_le_bytes());
+    header[8..SHORT].copy_from_slice(&offset.to_le_bytes());
+    // Nobody agreed to cut packets that have congestion to tell of.
+    if header[0] & !(NEEDS_CHECKSUM | CHECKSUM_VALID) != 0 || header[KIND_AT] & WITH_ECN != 0 {
+        return Err(Malformed);
+    }
+    let left = virtio_net::read(&header).map_err(|_| Malformed)?;
     let has = |wanted: u64| features & wanted != 0;
-    if flags & !(NEEDS_CSUM | DATA_VALID) != 0 {
-        return Err(Malformed);
-    }
-    let checksum = (flags & NEEDS_CSUM != 0).then_some(Partial { start, offset });
-    if checksum.is_some() && (!has(features::CSUM) || usize::from(start) + usize::from(offset) + 2 > len) {
-        return Err(Malformed);
-    }
-    let (kind, negotiated) = match kind {
-        NOT_CUT => return Ok(Offload { checksum, segments: None }),
-        TCP4 => (SegmentKind::Tcp4, has(features::HOST_TSO4)),
-        TCP6 => (SegmentKind::Tcp6, has(features::HOST_TSO6)),
-        UDP => (SegmentKind::Udp, has(features::HOST_USO)),
-        _ => return Err(Malformed),
-    };
-    let (header_len, size) = (u16::from_le_bytes([h0, h1]), u16::from_le_bytes([s0, s1]));
-    if !negotiated || checksum.is_none() || size == 0 {
-        return Err(Malformed);
-    }
-    Ok(Offload { checksum, segments: Some(Segments { kind, size, header_len }) })
+    let checksum = left.checksum.is_none_or(|partial| {
+        has(features::CSUM) && usize::from(partial.start) + usize::from(partial.offset) + 2 <= len
+    });
+    let segments = left.segments.is_none_or(|segments| {
+        let negotiated = has(match segments.kind {
+            SegmentKind::Tcp4 => features::HOST_TSO4,
+            SegmentKind::Tcp6 => features::HOST_TSO6,
+            SegmentKind::Udp => features::HOST_USO,
+        });
+        negotiated && left.checksum.is_some() && segments.size > 0
+    });
+    if checksum && segments { Ok(left) } else { Err(Malformed) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use penstock_io::virtio_net::{plain, write};
+    use penstock_io::{Partial, Segments};
 
     const ALL: u64 = features::OFFERED;
 
@@ -126,17 +86,17 @@ mod tests {
         let segments = kinds.map(|kind| Some(Segments { kind, size: 1448, header_len: 66 }));
         for segments in segments.into_iter().chain([None]) {
             let left = Offload { checksum, segments };
-            assert_eq!(read(of(left, 3), ALL, 4000), Ok(left));
-            assert_eq!(of(left, 3)[BUFFERS_AT], 3);
-            assert_eq!(read(of(left, 1), features::VERSION_1, 4000), Err(Malformed), "not negotiated");
+            assert_eq!(read(write(left, 3), ALL, 4000), Ok(left));
+            assert_eq!(write(left, 3)[BUFFERS_AT], 3);
+            assert_eq!(read(write(left, 1), features::VERSION_1, 4000), Err(Malformed), "not negotiated");
         }
-        assert_eq!(read(of(Offload::NONE, 1), 0, 60), Ok(Offload::NONE));
-        assert_eq!(of(Offload::NONE, 7), plain(7));
+        assert_eq!(read(write(Offload::NONE, 1), 0, 60), Ok(Offload::NONE));
+        assert_eq!(write(Offload::NONE, 7), plain(7));
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let good = of(
+        let good = write(
             Offload {
                 checksum: Some(Partial { start: 34, offset: 16 }),
                 segments: Some(Segments { kind: SegmentKind::Tcp4, size: 1448, header_len: 66 }),

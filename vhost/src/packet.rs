@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use penstock_io::{Abilities, CHUNK, Frame, FramePool, HEADROOM, Offload};
+use penstock_io::{Abilities, CHUNK, Frame, FramePool, HEADROOM, Offload, virtio_net};
 
 use crate::copy::copy;
 use crate::features;
@@ -233,7 +233,7 @@ pub(crate) fn send(
         return spread(frame, format, batch, chains, lengths, reach);
     }
     let piece = &pieces[0];
-    let header = header::plain(1);
+    let header = virtio_net::plain(1);
     let from = NonNull::from(frame.bytes()).cast();
     // SAFETY: the piece has room for header and packet (checked above).
     let to = unsafe { piece.host.add(format.header) };
@@ -282,7 +282,7 @@ fn spread(
             return Err(Unsent::Unable);
         }
     }
-    let header = header::of(left, count as u16);
+    let header = virtio_net::write(left, count as u16);
     let mut bytes = &header[..format.header];
     let mut pieces = frame.pieces();
     for (chain, length) in chains[..count].iter().zip(lengths) {

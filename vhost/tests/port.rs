@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Device, HEADER, MERGEABLE, PACKED, PLAIN, bell, packet};
 use penstock_io::{Abilities, Offload, Partial, Port, SegmentKind, Segments};
-use penstock_vhost::features::{EVENT_IDX, LOG_ALL, MRG_RXBUF, OFFERED, RING_PACKED};
+use penstock_vhost::features::{EVENT_IDX, IN_ORDER, LOG_ALL, MRG_RXBUF, OFFERED, RING_PACKED};
 use penstock_vhost::log::DirtyLog;
 use penstock_vhost::naive::{Arena, Driver, GUEST, Layout, Offer, PackedDriver, SplitDriver, Told, USER};
 use penstock_vhost::{Bases, GuestMemory, PairSetup, RegionSetup, RingSetup, handover};
@@ -89,6 +89,29 @@ fn a_polling_port_asks_for_no_notifications_and_a_sleeping_one_does() {
     driver.offer(&arena, ONE, Told::Direct).unwrap();
     assert!(device.port.is_restless(), "a packet came before the bell was hung up");
     device.port.wake();
+    device.close();
+}
+
+#[test]
+fn a_guest_that_knows_the_order_is_given_the_last_chain_of_a_burst_alone() {
+    let (arena, layout, mut driver) = split();
+    let mut device = Device::serving(&arena, PLAIN | IN_ORDER, Some(layout.setup(0)), None);
+    let offered: Vec<u16> = (0..3).map(|_| driver.offer(&arena, ONE, Told::Direct).unwrap()).collect();
+    assert_eq!(device.receive().len(), 3);
+    let named = |entry: u64| word(&arena, layout.used + 4 + 8 * entry);
+    assert_eq!((word(&arena, layout.used + 2), named(0)), (3, offered[2]));
+    assert_eq!((named(1), named(2)), (0, 0), "their lines stay the guest's");
+    device.close();
+
+    let (arena, layout, mut driver) = packed();
+    let setup = layout.setup(driver.base());
+    let mut device = Device::serving(&arena, PACKED | IN_ORDER, Some(setup), None);
+    let at = |entry: u64| layout.desc + 16 * (3 + entry);
+    let offered: Vec<u16> = (0..3).map(|_| driver.offer(&arena, ONE, Told::Direct).unwrap()).collect();
+    let before = arena.read(at(1), 32);
+    assert_eq!(device.receive().len(), 3);
+    assert_eq!(word(&arena, at(0) + 12), offered[2]);
+    assert_eq!(arena.read(at(1), 32), before, "their lines stay the guest's");
     device.close();
 }
 

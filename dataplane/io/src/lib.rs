@@ -20,6 +20,7 @@ pub mod region;
 pub mod shared;
 pub mod steer;
 pub mod tap;
+pub mod virtio_net;
 pub mod xsk;
 
 pub use burst::{BURST, Burst};

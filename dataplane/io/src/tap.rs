@@ -7,7 +7,6 @@
 
 mod device;
 mod pace;
-mod vnet;
 
 use std::fs::File;
 use std::io;
@@ -21,8 +20,8 @@ use crate::offload::Abilities;
 use crate::pool::FramePool;
 use crate::port::{Port, PortCounters, PortFault};
 use crate::region::{CHUNK, HEADROOM, Region};
+use crate::virtio_net::{self, HEADER};
 use pace::Pace;
-use vnet::HEADER;
 
 /// Frames read in one `rx_burst` at most: a chatty host must not keep its worker from the other ports.
 const READS: usize = 32;
@@ -89,7 +88,7 @@ impl TapPort {
         let Some(length) = self.length_of(read) else { return Read::Nothing };
         let room: usize = self.landing.iter().map(Frame::tailroom).sum();
         // The kernel cuts what does not fit without a word, so a read that fills the room to the brim is not trusted.
-        let asked = vnet::asked(&header).ok().filter(|_| length > HEADER && length - HEADER < room);
+        let asked = virtio_net::read(&header).ok().filter(|_| length > HEADER && length - HEADER < room);
         let Some(asked) = asked else {
             self.counters.rx_invalid += 1;
             return Read::Refused;
@@ -267,7 +266,7 @@ fn scatter(file: &File, header: &mut [u8; HEADER], into: &mut [Frame]) -> io::Re
 
 /// Writes a virtio header that says what is left to do, then the frame's chunks.
 fn gather(file: &File, frame: &Frame) -> io::Result<()> {
-    let header = vnet::asking(frame.offload());
+    let header = virtio_net::write(frame.offload(), 1);
     let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let mut pieces = [empty; MOST_PIECES];
     let mut count = 0;

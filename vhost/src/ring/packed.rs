@@ -79,6 +79,9 @@ pub(crate) struct PackedRing {
     /// Where `next_used` was when the guest was last told, or decided not to be; `None` when nobody knows.
     told: Option<u16>,
     event_idx: bool,
+    /// The guest knows in which order chains are used, so that one used descriptor, the last chain's, stands for a batch
+    /// ("In-order use of descriptors" in section 2.8): all other lines of the ring stay where the guest has them.
+    names_last: bool,
     /// The ring in the dirty log.
     ring_log: Option<u64>,
     record: Option<PackedRecord>,
@@ -88,7 +91,12 @@ pub(crate) struct PackedRing {
 
 impl PackedRing {
     /// The ring that a session describes.
-    pub(crate) fn new(setup: &RingSetup, memory: &GuestMemory, event_idx: bool) -> Result<PackedRing, Lie> {
+    pub(crate) fn new(
+        setup: &RingSetup,
+        memory: &GuestMemory,
+        event_idx: bool,
+        names_last: bool,
+    ) -> Result<PackedRing, Lie> {
         // The largest that the specification allows.
         if setup.size == 0 || setup.size > 1 << 15 {
             return Err(Lie::Size(setup.size));
@@ -133,6 +141,7 @@ impl PackedRing {
             next_used,
             told: None,
             event_idx,
+            names_last,
             ring_log,
             record,
             again,
@@ -242,7 +251,7 @@ impl PackedRing {
     #[inline(always)]
     pub(crate) fn give(&mut self, reach: &Reach, batch: &Batch, lengths: &[u32]) {
         let given = &batch.chains()[..lengths.len()];
-        let Some((first, others)) = given.split_first() else { return };
+        let [first, others @ ..] = given else { return };
         let entries = given.iter().map(|chain| usize::from(chain.entries)).sum::<usize>();
         // No more than a round: no descriptor was looked at twice.
         let after = self.next_used.after(entries as u16, self.size);
@@ -252,13 +261,17 @@ impl PackedRing {
         if let Some(base) = self.ring_log {
             self.note_used(reach, base, given);
         }
-        // The first comes last: until it is there, the guest looks at none of the others, and their lines are ours.
-        let mut place = self.next_used.after(first.entries, self.size);
-        for (chain, &len) in others.iter().zip(&lengths[1..]) {
-            self.write_used(place, chain.id, len);
-            place = place.after(chain.entries, self.size);
+        if self.names_last {
+            self.write_used(self.next_used, others.last().unwrap_or(first).id, 0);
+        } else {
+            // The first comes last: until it is there, the guest looks at none of the others, and their lines are ours.
+            let mut place = self.next_used.after(first.entries, self.size);
+            for (chain, &len) in others.iter().zip(&lengths[1..]) {
+                self.write_used(place, chain.id, len);
+                place = place.after(chain.entries, self.size);
+            }
+            self.write_used(self.next_used, first.id, lengths[0]);
         }
-        self.write_used(self.next_used, first.id, lengths[0]);
         self.next_used = after;
         if let Some(record) = &mut self.record {
             record.end();

@@ -43,10 +43,12 @@ impl Queue {
     pub(crate) fn new(pair: &PairSetup, setup: &RingSetup, side: Side) -> Result<Queue, RingFault> {
         let has = |feature| pair.features & feature != 0;
         let event_idx = has(features::EVENT_IDX);
+        // Only for what the guest sends: of a chain that is not named it would not learn how much was written.
+        let names_last = has(features::IN_ORDER) && side == Side::Rx;
         let ring = if has(features::RING_PACKED) {
-            PackedRing::new(setup, &pair.memory, event_idx).map(Ring::Packed)
+            PackedRing::new(setup, &pair.memory, event_idx, names_last).map(Ring::Packed)
         } else {
-            SplitRing::new(setup, &pair.memory, event_idx).map(Ring::Split)
+            SplitRing::new(setup, &pair.memory, event_idx, names_last).map(Ring::Split)
         };
         let ring = ring.map_err(|what| RingFault { side, what, index: setup.base as u16 })?;
         let log = pair.log.clone().filter(|_| has(features::LOG_ALL));

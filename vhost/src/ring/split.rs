@@ -38,6 +38,9 @@ pub(crate) struct SplitRing {
     /// Where `next_used` was when the guest was last told, or decided not to be; `None` when nobody knows.
     told: Option<u16>,
     event_idx: bool,
+    /// The guest knows in which order chains are used, so that one used entry, the last chain's in the first one's place,
+    /// stands for a batch ("In-order use of descriptors" in section 2.7).
+    names_last: bool,
     /// The used ring in the dirty log.
     used_log: Option<u64>,
     record: Option<SplitRecord>,
@@ -47,7 +50,12 @@ pub(crate) struct SplitRing {
 
 impl SplitRing {
     /// The ring that a session describes.
-    pub(crate) fn new(setup: &RingSetup, memory: &GuestMemory, event_idx: bool) -> Result<SplitRing, Lie> {
+    pub(crate) fn new(
+        setup: &RingSetup,
+        memory: &GuestMemory,
+        event_idx: bool,
+        names_last: bool,
+    ) -> Result<SplitRing, Lie> {
         // The largest that the specification allows.
         if !setup.size.is_power_of_two() || setup.size > 1 << 15 {
             return Err(Lie::Size(setup.size));
@@ -82,6 +90,7 @@ impl SplitRing {
             next_used,
             told: None,
             event_idx,
+            names_last,
             used_log: setup.used_log,
             record,
             again,
@@ -198,14 +207,14 @@ impl SplitRing {
     /// Gives the first chains of a batch back to the guest, as many as there are `lengths`: bytes written to each.
     #[inline(always)]
     pub(crate) fn give(&mut self, reach: &Reach, batch: &Batch, lengths: &[u32]) {
-        if lengths.is_empty() {
-            return;
-        }
         let given = &batch.chains()[..lengths.len()];
-        for (i, (chain, &len)) in given.iter().zip(lengths).enumerate() {
-            let at = self.used_entry(i);
-            self.used.store32(at, chain.id.into(), Ordering::Relaxed);
-            self.used.store32(at + 4, len, Ordering::Relaxed);
+        let Some(last) = given.last() else { return };
+        if self.names_last {
+            self.write_used(0, last.id, 0);
+        } else {
+            for (i, (chain, &len)) in given.iter().zip(lengths).enumerate() {
+                self.write_used(i, chain.id, len);
+            }
         }
         if let Some(base) = self.used_log {
             self.note_used(reach, base, given.len());
@@ -226,6 +235,13 @@ impl SplitRing {
         } else {
             self.again.truncate(self.again.len() - given.len());
         }
+    }
+
+    #[inline(always)]
+    fn write_used(&self, ahead: usize, id: u16, len: u32) {
+        let at = self.used_entry(ahead);
+        self.used.store32(at, id.into(), Ordering::Relaxed);
+        self.used.store32(at + 4, len, Ordering::Relaxed);
     }
 
     #[cold]

@@ -8,9 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use thiserror::Error;
 
 use super::TapPort;
-use super::vnet::HEADER;
 use crate::offload::Abilities;
 use crate::region::{CHUNK, HEADROOM};
+use crate::virtio_net::HEADER;
 
 /// Where taps come from (`Documentation/networking/tuntap.rst`).
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -197,6 +197,9 @@ impl Tap {
         let mut header = HEADER as libc::c_int;
         ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &mut header)
             .map_err(|source| self.failed("TUNSETVNETHDRSZ", source))?;
+        let mut little_endian = 1;
+        ioctl(file.as_raw_fd(), libc::TUNSETVNETLE, &mut little_endian)
+            .map_err(|source| self.failed("TUNSETVNETLE", source))?;
         let common = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
         // Kernels before 6.2 know nothing of the datagrams' kind.
         let all = common | libc::TUN_F_USO4 | libc::TUN_F_USO6;
