@@ -5,14 +5,14 @@
 //!  Switch::start(PairSetup)  --> offer, generation + 1 -->  Intake (VhostPort::settle): rings are made and served
 //!  Switch::stop()            --> recall, generation + 1 --> rings are dropped, memory let go, their bases returned
 //!  Switch::reports()         <-- fault -------------------  a ring stopped: RingFault
+//!  Switch::ring_bells()      <-- Doorbell::want ----------  the guest is to be told
 //! ```
 //!
 //! The worker looks at the generation once a turn, which is one load. It never waits for the session; the session waits
 //! for it, within bounds, because memory may only be unmapped when no ring uses it.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::bell::{Doorbell, Ringer};
 use crate::inflight::InflightQueue;
 use crate::log::DirtyLog;
 use crate::memory::GuestMemory;
@@ -90,55 +91,6 @@ pub enum StopError {
     },
 }
 
-/// An event descriptor of a front-end: by which one side wakes the other.
-///
-/// It does not block, unless the front-end makes it do so again behind our back: it shares the descriptor's flags.
-#[derive(Debug)]
-pub struct Doorbell(File);
-
-impl Doorbell {
-    /// Takes a descriptor that came by the session's socket.
-    ///
-    /// # Errors
-    /// `InvalidInput` if it is no event descriptor: writing to anything else might block a worker.
-    pub fn new(file: File) -> io::Result<Doorbell> {
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        if !link.to_string_lossy().contains("[eventfd]") {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("not an event descriptor but {}", link.display()),
-            ));
-        }
-        // SAFETY: asks for the flags of a descriptor that we own.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        // SAFETY: as above, sets them.
-        if flags < 0 || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Doorbell(file))
-    }
-
-    /// Rings it.
-    pub fn ring(&self) {
-        // One that is full has been rung often enough.
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
-    }
-
-    /// Forgets that it was rung.
-    pub fn quiet(&self) {
-        use std::io::Read;
-        // One that was not rung has nothing to forget.
-        let _ = (&self.0).read(&mut [0; 8]);
-    }
-}
-
-impl AsFd for Doorbell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// What both ends of a handover have in common.
 struct Shared {
     /// The port's name.
@@ -164,6 +116,8 @@ struct Desk {
     held: bool,
     /// Where the rings stood when it last let go.
     bases: Bases,
+    /// By what the guest of the last offer is told.
+    bells: [Option<Arc<Doorbell>>; 2],
     /// Why a ring stopped, until the session has asked.
     fault: Option<RingFault>,
     /// Rings that stopped since the beginning.
@@ -175,7 +129,7 @@ struct Desk {
 /// The two ends of a handover, for the port of that name.
 ///
 /// # Errors
-/// The kernel's, when there are no descriptors left.
+/// The kernel's, when there are no descriptors left, or it refuses `io_setup`.
 pub fn handover(name: impl Into<String>) -> io::Result<(Switch, Intake)> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let shared = Arc::new(Shared {
@@ -186,7 +140,8 @@ pub fn handover(name: impl Into<String>) -> io::Result<(Switch, Intake)> {
         call: event()?,
         report: event()?,
     });
-    Ok((Switch { shared: Arc::clone(&shared) }, Intake { shared, seen: 0 }))
+    let ringer = Ringer::new()?;
+    Ok((Switch { shared: Arc::clone(&shared), ringer }, Intake { shared, seen: 0 }))
 }
 
 impl Shared {
@@ -205,6 +160,7 @@ impl Shared {
 /// The session's end of a queue pair.
 pub struct Switch {
     shared: Arc<Shared>,
+    ringer: Ringer,
 }
 
 impl Switch {
@@ -214,6 +170,7 @@ impl Switch {
         if desk.closed {
             return;
         }
+        desk.bells = [&setup.rx, &setup.tx].map(|ring| ring.as_ref().and_then(|ring| ring.call.clone()));
         desk.offer = Some(Box::new(setup));
         self.shared.turn_over(desk);
     }
@@ -242,7 +199,20 @@ impl Switch {
             return Err(StopError::Busy { port: self.shared.name.clone(), waited: patience });
         }
         // Where an offer was waiting, its rings are the ones that the session speaks of.
-        Ok(offer.map_or(desk.bases, |offer| offer.bases()))
+        let bases = offer.map_or(desk.bases, |offer| offer.bases());
+        drop(desk);
+        self.ring_bells();
+        Ok(bases)
+    }
+
+    /// Tells the guest what the port wants it told.
+    pub fn ring_bells(&self) {
+        let bells = self.shared.desk().bells.clone();
+        for bell in bells.iter().flatten().filter(|bell| bell.take_want()) {
+            if let Err(error) = self.ringer.ring(bell) {
+                tracing::error!("{}: the guest is not told of its packets: {error}", self.shared.name);
+            }
+        }
     }
 
     /// Why a ring stopped, told once.
@@ -271,7 +241,8 @@ impl Switch {
         self.shared.desk().closed
     }
 
-    /// A descriptor that becomes readable when [`Switch::fault`] has something to say.
+    /// A descriptor that becomes readable when [`Switch::fault`] has something to say, or [`Switch::ring_bells`] something
+    /// to do; the former makes it quiet again, so it is to be asked first.
     #[must_use]
     pub fn reports(&self) -> BorrowedFd<'_> {
         borrow(&self.shared.report)
@@ -347,6 +318,12 @@ impl Intake {
         desk.faults += 1;
         desk.fault.get_or_insert(fault);
         drop(desk);
+        ring(&self.shared.report);
+    }
+
+    /// Wakes the session: a bell is to be rung.
+    #[cold]
+    pub(crate) fn wake_session(&self) {
         ring(&self.shared.report);
     }
 

@@ -13,6 +13,7 @@
 //! What a guest says is read once and checked once (`ring`, `memory`); a ring that lies stops with a reason, and everybody
 //! else goes on. A file that is truncated behind its mapping reads as zeros (`memory::guard`).
 
+mod bell;
 mod copy;
 #[cfg(feature = "driver")]
 pub mod driver;
@@ -33,7 +34,8 @@ mod port;
 pub mod ring;
 pub mod session;
 
-pub use handover::{Bases, Doorbell, Intake, PairSetup, RingSetup, StopError, Switch, handover};
+pub use bell::Doorbell;
+pub use handover::{Bases, Intake, PairSetup, RingSetup, StopError, Switch, handover};
 pub use memory::{GuestMemory, MemoryError, RegionSetup};
 pub use port::VhostPort;
 pub use ring::{Lie, RingFault, Side};

@@ -106,7 +106,9 @@ impl VhostPort {
         self.memory = None;
         let last = |queue: Option<Queue>| {
             queue.map(|mut queue| {
-                queue.tell();
+                if queue.tell() {
+                    self.intake.wake_session();
+                }
                 queue.base()
             })
         };
@@ -248,7 +250,10 @@ impl Port for VhostPort {
             self.check_memory();
         }
         for queue in [&mut self.rx, &mut self.tx].into_iter().flatten() {
-            self.counters.kicks += u64::from(queue.tell());
+            if queue.tell() {
+                self.counters.kicks += 1;
+                self.intake.wake_session();
+            }
         }
         Ok(())
     }

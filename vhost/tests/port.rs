@@ -72,6 +72,25 @@ fn a_guest_is_told_when_it_wants_to_be() {
 }
 
 #[test]
+fn a_bell_that_is_full_and_blocks_stalls_neither_the_worker_nor_the_session() {
+    let (arena, layout, mut driver) = split();
+    let (call, rung) = bell();
+    // SAFETY: sets the flags that both ends share; no memory is touched.
+    assert_eq!(unsafe { libc::fcntl(rung.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    let mut device =
+        Device::serving(&arena, PLAIN, Some(RingSetup { call: Some(call), ..layout.setup(0) }), None);
+    rung.write(u64::MAX - 2).unwrap();
+    for _ in 0..20 {
+        driver.offer(&arena, ONE, Told::Direct).unwrap();
+        assert_eq!(device.receive().len(), 1);
+        device.settle();
+        while driver.collect(&arena).is_some() {}
+    }
+    assert!(rung.read().unwrap() >= u64::MAX - 1);
+    device.close();
+}
+
+#[test]
 fn a_polling_port_asks_for_no_notifications_and_a_sleeping_one_does() {
     let (arena, layout, mut driver) = split();
     let (kick, rope) = bell();

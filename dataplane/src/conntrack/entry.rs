@@ -114,7 +114,11 @@ impl Parties {
 
     /// With a part of the generation, so that a word that was read is not taken for the next connection's.
     pub(crate) fn word(self, generation: u32) -> u64 {
-        debug_assert!(self.backend <= Parties::MOST_BACKEND, "backend {} has too great a number", self.backend);
+        debug_assert!(
+            self.backend <= Parties::MOST_BACKEND,
+            "backend {} has too great a number",
+            self.backend
+        );
         u64::from(self.owner.0) << 48
             | u64::from(self.receiver.0) << 32
             | u64::from(generation & 0xff) << BACKEND_BITS

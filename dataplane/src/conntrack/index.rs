@@ -92,7 +92,7 @@ impl Drop for Guard<'_> {
 
 impl Index {
     pub(crate) fn for_entries(entries: u32) -> io::Result<Index> {
-        let buckets = (2 * entries as usize * 100).div_ceil(LOAD * SLOTS).max(1);
+        let buckets = next_prime((2 * entries as usize * 100).div_ceil(LOAD * SLOTS));
         Ok(Index { lines: lines(buckets)?, buckets: buckets as u32 })
     }
 
@@ -233,12 +233,18 @@ impl Index {
     }
 }
 
+/// The first prime from `least` on: with so many buckets, steps of whatever stride come to every one.
+fn next_prime(least: usize) -> usize {
+    let is_prime = |number: &usize| (2..).take_while(|d| d * d <= *number).all(|d| number % d != 0);
+    (least.max(2)..).find(is_prime).unwrap_or(least)
+}
+
 #[cfg(test)]
 #[cfg(not(penstock_loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     /// Hashes that crowd into a few buckets, so that slots spill.
     fn hash(key: u16) -> u64 {
@@ -271,6 +277,19 @@ mod tests {
                 prop_assert!(index.remove(index.place(hash(key)), Direction::Original, entry));
             }
             prop_assert!(index.lines.iter().all(|line| line.0.iter().all(|word| word.load(Ordering::Relaxed) == 0)));
+        }
+    }
+
+    #[test]
+    fn a_tuple_may_be_in_many_buckets_whatever_its_stride() {
+        assert_eq!([0, 3, 4, 836, 1 << 16].map(next_prime), [2, 3, 5, 839, 65537]);
+        for entries in [100, 4096, 5000] {
+            let index = Index::for_entries(entries).unwrap();
+            for stride in 1..index.buckets {
+                let place = Place { home: 1, stride, tag: 0 };
+                let buckets: HashSet<u32> = (0..PROBES).map(|probe| index.probe(place, probe)).collect();
+                assert_eq!(buckets.len() as u32, PROBES.min(index.buckets));
+            }
         }
     }
 

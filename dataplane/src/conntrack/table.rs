@@ -185,9 +185,10 @@ impl Table {
     pub fn is_live(&self, connection: ConnectionRef) -> bool {
         let generation = connection.generation();
         generation & 1 == 1
-            && self.records.word(connection.index(), CONTROL).is_some_and(|control| {
-                entry::generation_of(control.load(Ordering::Acquire)) == generation
-            })
+            && self
+                .records
+                .word(connection.index(), CONTROL)
+                .is_some_and(|control| entry::generation_of(control.load(Ordering::Acquire)) == generation)
     }
 
     /// A copy of a connection.

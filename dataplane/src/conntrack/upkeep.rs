@@ -1,9 +1,7 @@
 //! What happens to a connection after it is created: it goes on, is decided anew, ends, expires, or gives way.
 
 use super::census::{Count, Lane};
-use super::entry::{
-    self, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, PARTIES,
-};
+use super::entry::{self, CONTROL, ConnectionRef, DEAD, DECISION, Decision, LIFE, Life, PARTIES};
 use super::life::{self, Invalid, Marks, Packet, Seconds, Settings, State, Status, Step};
 use super::shares::{Owner, parties_of, take_parties};
 use super::table::{Table, WorkerId};

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::packed::PackedRing;
 use super::split::SplitRing;
 use super::{Batch, Lie, Reach, RingFault, Side};
+use crate::bell::Doorbell;
 use crate::features;
-use crate::handover::{Doorbell, PairSetup, RingSetup};
+use crate::handover::{PairSetup, RingSetup};
 
 /// A ring of either kind.
 enum Ring {
@@ -26,6 +27,8 @@ pub(crate) struct Queue {
     flows: bool,
     /// Whether chains were given back that the guest was not asked about yet.
     untold: bool,
+    /// Whether the guest is to be told whatever it asks for: it may be waiting since before we came.
+    begins: bool,
 }
 
 /// Calls a ring's method, whichever kind it is.
@@ -54,12 +57,9 @@ impl Queue {
         let log = pair.log.clone().filter(|_| has(features::LOG_ALL));
         let reach = Reach::new(Arc::clone(&pair.memory), has(features::INDIRECT_DESC), log);
         let (kick, call) = (setup.kick.clone(), setup.call.clone());
-        let mut queue = Queue { ring, reach, side, kick, call, flows: setup.enabled, untold: false };
+        let flows = setup.enabled;
+        let mut queue = Queue { ring, reach, side, kick, call, flows, untold: true, begins: true };
         queue.ask_to_be_told(false);
-        // Whatever happened before we came, a guest that waits for it looks again.
-        if let Some(call) = &queue.call {
-            call.ring();
-        }
         Ok(queue)
     }
 
@@ -105,7 +105,7 @@ impl Queue {
         &self.reach
     }
 
-    /// Tells the guest of what it was given back, if it wants to know; whether that took a system call.
+    /// Wants the guest told of what it was given back, if it asks for that; whether the session is to be woken for it.
     #[inline(always)]
     pub(crate) fn tell(&mut self) -> bool {
         std::mem::take(&mut self.untold) && self.tell_if_wanted()
@@ -113,13 +113,8 @@ impl Queue {
 
     fn tell_if_wanted(&mut self) -> bool {
         let wanted = either!(&mut self.ring, ring => ring.is_to_be_told());
-        match &self.call {
-            Some(call) if wanted => {
-                call.ring();
-                true
-            }
-            _ => false,
-        }
+        let wanted = std::mem::take(&mut self.begins) || wanted;
+        wanted && self.call.as_ref().is_some_and(|call| call.want())
     }
 
     /// Asks the guest to wake us for more chains, or not to bother.

@@ -99,12 +99,16 @@ impl Connection {
         }
     }
 
-    /// Whether a worker reported what a ring cannot be.
+    /// Rings the bells that workers want rung; whether one of them reported what a ring cannot be.
     fn rings(&self) -> Result<(), Ending> {
-        let faults = self.switches.iter().enumerate();
-        let mut faults =
-            faults.filter_map(|(pair, switch)| switch.fault().map(|fault| Ending::Ring { pair, fault }));
-        faults.next().map_or(Ok(()), Err)
+        for (pair, switch) in self.switches.iter().enumerate() {
+            let fault = switch.fault();
+            switch.ring_bells();
+            if let Some(fault) = fault {
+                return Err(Ending::Ring { pair, fault });
+            }
+        }
+        Ok(())
     }
 
     /// Descriptors that have something to say: the socket, then each pair's.

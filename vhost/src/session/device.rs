@@ -12,8 +12,9 @@ use std::time::Duration;
 use vhost::vhost_user::message::VhostUserVringAddrFlags;
 
 use super::refusal::{Refusal, Request};
+use crate::bell::Doorbell;
 use crate::features;
-use crate::handover::{Bases, Doorbell, PairSetup, RingSetup, Switch};
+use crate::handover::{Bases, PairSetup, RingSetup, Switch};
 use crate::inflight::{Inflight, InflightQueue};
 use crate::log::DirtyLog;
 use crate::memory::GuestMemory;

@@ -49,6 +49,8 @@ impl Device {
 
     pub fn settle(&mut self) {
         self.port.settle(&mut self.pool).unwrap();
+        // As the session does when the port wakes it.
+        self.switch.ring_bells();
     }
 
     /// One burst from the guest.
