@@ -26,7 +26,7 @@ pub(crate) fn prefetch_to_write(address: *const u8) {
     let _ = address;
 }
 
-/// Copies `len` bytes; up to 256 of them without a call.
+/// Copies `len` bytes; 32 to 256 of them without a call.
 ///
 /// Guest memory may change meanwhile: then some mixture arrives, and nobody but the guest is the worse for it.
 ///
@@ -34,40 +34,71 @@ pub(crate) fn prefetch_to_write(address: *const u8) {
 /// `len` bytes are mapped at both ends, do not overlap, and nobody else in this process uses the one of the two that is ours.
 #[inline(always)]
 pub(crate) unsafe fn copy(from: NonNull<u8>, to: NonNull<u8>, len: usize) {
+    #[cfg(target_arch = "x86_64")]
     match len {
         // SAFETY: the lengths are those of the arm; the rest is the caller's word, in all of these.
-        33..=64 => unsafe { ends::<32>(from, to, len) },
+        32..=64 => return unsafe { wide::up_to_64(from, to, len) },
         // SAFETY: as above.
-        65..=128 => unsafe { ends::<64>(from, to, len) },
+        65..=128 => return unsafe { wide::up_to_128(from, to, len) },
         // SAFETY: as above.
-        129..=256 => unsafe { ends::<128>(from, to, len) },
-        // SAFETY: as above.
-        16..=32 => unsafe { ends::<16>(from, to, len) },
-        // SAFETY: as above.
-        _ => unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) },
+        129..=256 => return unsafe { wide::up_to_256(from, to, len) },
+        _ => {}
     }
+    // SAFETY: the caller's word.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
 }
 
-/// Copies the first and the last `N` bytes of a run that is `N` to `2 * N` long.
-///
-/// # Safety
-/// As [`copy`], with such a `len`.
-#[inline(always)]
-unsafe fn ends<const N: usize>(from: NonNull<u8>, to: NonNull<u8>, len: usize) {
-    debug_assert!(len >= N && len <= 2 * N);
-    let (from, to, last) = (from.cast::<[u8; N]>(), to.cast::<[u8; N]>(), len - N);
-    // SAFETY: `N` bytes fit (`len` is at least that).
-    let head = unsafe { from.read() };
-    // SAFETY: `last + N` is `len`.
-    let tail = unsafe { from.byte_add(last) };
-    // SAFETY: as above.
-    let tail = unsafe { tail.read() };
-    // SAFETY: as for the reading.
-    unsafe { to.write(head) };
-    // SAFETY: as above.
-    let end = unsafe { to.byte_add(last) };
-    // SAFETY: as above.
-    unsafe { end.write(tail) };
+/// Copies of a first and a last part that overlap in the middle, so that each takes a fixed number of registers. All is
+/// read before anything is written: a read behind a write that is 4096 bytes off, as packets in chunks often are, waits
+/// for it.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::__m256i;
+    use std::ptr::NonNull;
+
+    /// # Safety
+    /// The register's bytes from offset `at` on are mapped.
+    #[inline(always)]
+    unsafe fn load(from: NonNull<u8>, at: usize) -> __m256i {
+        // SAFETY: mapped (the caller's word).
+        let place = unsafe { from.add(at) };
+        // SAFETY: as above; an unaligned read.
+        unsafe { place.cast::<__m256i>().read_unaligned() }
+    }
+
+    /// # Safety
+    /// The register's bytes from offset `at` on are mapped, and ours or the guest's.
+    #[inline(always)]
+    unsafe fn store(to: NonNull<u8>, at: usize, value: __m256i) {
+        // SAFETY: mapped (the caller's word).
+        let place = unsafe { to.add(at) };
+        // SAFETY: as above; an unaligned write.
+        unsafe { place.cast::<__m256i>().write_unaligned(value) }
+    }
+
+    /// A copy that takes so many registers for the first part and as many for the last.
+    macro_rules! copy_of {
+        ($name:ident, $($at:literal $head:ident $tail:ident),+) => {
+            /// # Safety
+            /// As [`super::copy`], with a length from half its limit to the limit.
+            #[inline(always)]
+            pub(super) unsafe fn $name(from: NonNull<u8>, to: NonNull<u8>, len: usize) {
+                let last = len - 32 * [$($at),+].len();
+                // SAFETY: no offset is beyond `len - 32`, in all of these.
+                $(let $head = unsafe { load(from, 32 * $at) };)+
+                // SAFETY: as above.
+                $(let $tail = unsafe { load(from, last + 32 * $at) };)+
+                // SAFETY: as above.
+                $(unsafe { store(to, 32 * $at, $head) };)+
+                // SAFETY: as above.
+                $(unsafe { store(to, last + 32 * $at, $tail) };)+
+            }
+        };
+    }
+
+    copy_of!(up_to_64, 0 a b);
+    copy_of!(up_to_128, 0 a b, 1 c d);
+    copy_of!(up_to_256, 0 a b, 1 c d, 2 e f, 3 g h);
 }
 
 #[cfg(test)]

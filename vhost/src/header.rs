@@ -10,6 +10,9 @@ pub(crate) const LONG: usize = virtio_net::HEADER;
 /// Bytes of the header of a legacy device without mergeable buffers: it lacks the number of buffers.
 const SHORT: usize = BUFFERS_AT;
 
+/// The features by which a guest may leave something to be done to what it sends.
+pub(crate) const LEAVE: u64 = features::CSUM | features::HOST_TSO4 | features::HOST_TSO6 | features::HOST_USO;
+
 /// Bytes of the header with such features.
 pub(crate) fn length(features: u64) -> usize {
     if features & (features::VERSION_1 | features::MRG_RXBUF) != 0 { LONG } else { SHORT }

@@ -229,11 +229,21 @@ impl Window {
     /// it is outside all regions.
     #[inline(always)]
     pub(crate) fn find(&mut self, memory: &GuestMemory, address: u64) -> Option<(NonNull<u8>, u64)> {
-        if address.wrapping_sub(self.guest) >= self.bytes {
-            self.move_to(memory, address)?;
+        if let Some(found) = self.look(address) {
+            return Some(found);
         }
-        let offset = address - self.guest;
-        // SAFETY: `offset` is less than the bytes of the mapping that begins at `host` (checked above or by `move_to`).
+        self.move_to(memory, address)?;
+        self.look(address)
+    }
+
+    /// The same in the last region alone.
+    #[inline(always)]
+    pub(crate) fn look(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
+        let offset = address.wrapping_sub(self.guest);
+        if offset >= self.bytes {
+            return None;
+        }
+        // SAFETY: `offset` is less than the bytes of the mapping that begins at `host` (checked above).
         let host = unsafe { self.host.add(offset as usize) };
         Some((host, self.bytes - offset))
     }

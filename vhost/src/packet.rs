@@ -22,6 +22,9 @@ pub(crate) struct Format {
     features: u64,
     /// Bytes of the header in front of each.
     header: usize,
+    /// Whether the header may say anything: a guest that was granted nothing to leave undone has nothing to say, and the
+    /// cache line stays with it.
+    speaks: bool,
     /// Whether one may be spread over several of the guest's buffers.
     mergeable: bool,
     /// What the guest takes beyond finished packets of one chunk.
@@ -33,7 +36,13 @@ impl Format {
     pub(crate) fn new(features: u64) -> Format {
         let mergeable = features & features::MRG_RXBUF != 0;
         let abilities = header::abilities(features);
-        Format { features, header: header::length(features), mergeable, abilities }
+        let speaks = features & header::LEAVE != 0;
+        Format { features, header: header::length(features), speaks, mergeable, abilities }
+    }
+
+    /// Where in a buffer of the guest's that which we read begins.
+    pub(crate) fn read_from(&self) -> usize {
+        if self.speaks { 0 } else { self.header }
     }
 }
 
@@ -71,11 +80,12 @@ pub(crate) fn receive(
     pieces: &[Piece],
     chain: &Chain,
 ) -> Result<Frame, Unreceived> {
-    let len = chain.bytes.checked_sub(format.header as u64).ok_or(Unreceived::Malformed)? as usize;
+    let len = (chain.bytes as usize).checked_sub(format.header).ok_or(Unreceived::Malformed)?;
     if !(SHORTEST..=LONGEST).contains(&len) || chain.some_writable {
         return Err(Unreceived::Malformed);
     }
     let left = match pieces.first() {
+        _ if !format.speaks => Ok(Offload::NONE),
         Some(first) if first.len as usize >= header::LONG => {
             // SAFETY: that many bytes are mapped (the condition above).
             unsafe { read_header(first.host, format, len) }
@@ -228,18 +238,17 @@ pub(crate) fn send(
         return spread(frame, format, batch, chains, lengths, reach);
     }
     let needs = format.header + frame.len();
-    let pieces = batch.pieces(chain);
-    if chain.bytes < needs as u64 || pieces.len() != 1 || !chain.all_writable {
+    let piece = &chain.head;
+    if (chain.bytes as usize) < needs || !chain.is_single() || !chain.all_writable {
         return spread(frame, format, batch, chains, lengths, reach);
     }
-    let piece = &pieces[0];
     let header = virtio_net::plain(1);
     let from = NonNull::from(frame.bytes()).cast();
     // SAFETY: the piece has room for header and packet (checked above).
     let to = unsafe { piece.host.add(format.header) };
     if format.header == header::LONG {
-        // SAFETY: as above; bytes need no alignment.
-        unsafe { piece.host.cast::<[u8; header::LONG]>().write(header) };
+        // SAFETY: as above.
+        unsafe { write_header(piece.host, header) };
     } else {
         // SAFETY: as above, for the shorter one.
         unsafe { copy(NonNull::from(&header).cast(), piece.host, format.header) };
@@ -249,6 +258,28 @@ pub(crate) fn send(
     lengths[0] = needs as u32;
     reach.note(piece.address, needs as u64);
     Ok(1)
+}
+
+/// Writes a header, unless it stands there already, as it mostly does, from the packet before: then the line stays shared
+/// with the guest.
+///
+/// # Safety
+/// As many bytes are mapped at `host`, and the guest's.
+#[inline(always)]
+unsafe fn write_header(host: NonNull<u8>, header: [u8; header::LONG]) {
+    let place = host.cast::<[u32; 3]>();
+    let [a, b, c] = std::array::from_fn(|word| {
+        // SAFETY: one of the header's three words.
+        let word = unsafe { place.cast::<u32>().add(word) };
+        // SAFETY: mapped (the caller's word); an unaligned read, of which the guest may make any mixture.
+        unsafe { word.read_unaligned() }
+    });
+    let wanted: [u32; 3] =
+        std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| header[4 * word + byte])));
+    if (a ^ wanted[0]) | (b ^ wanted[1]) | (c ^ wanted[2]) != 0 {
+        // SAFETY: as above.
+        unsafe { place.write_unaligned(wanted) };
+    }
 }
 
 /// The same for a packet that takes several buffers or lies in several chunks, and for one with work left to do.
@@ -276,7 +307,7 @@ fn spread(
         if !chain.all_writable {
             return Err(Unsent::Lie(Lie::ReadOnly));
         }
-        room += chain.bytes;
+        room += u64::from(chain.bytes);
         count += 1;
         if room < needs && !format.mergeable {
             return Err(Unsent::Unable);

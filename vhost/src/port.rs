@@ -82,6 +82,7 @@ impl VhostPort {
     fn serve(&mut self, pair: &PairSetup) {
         self.memory = Some(Arc::clone(&pair.memory));
         self.format = Format::new(pair.features);
+        self.batch.read_from(self.format.read_from());
         self.rx = self.open(pair, pair.rx.as_ref(), Side::Rx);
         self.tx = self.open(pair, pair.tx.as_ref(), Side::Tx);
         if let Some(kick) = self.rx.as_ref().and_then(Queue::kick)

@@ -39,7 +39,7 @@ fn circulate(device: &str, pairs: u16, wanted: u64, unwanted: u64) {
         let agreed = fabric.status(port).features;
         assert_eq!(agreed & (wanted | unwanted), wanted, "agreed: {:?}", features::names(agreed));
     }
-    std::thread::sleep(Duration::from_millis(500));
+    until("packets go round", || fabric.carried() > 100_000);
     let said = testpmd.finish();
     let received = received(&said);
     // Two ports, and all ports together.

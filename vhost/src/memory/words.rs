@@ -53,6 +53,14 @@ impl Words {
     word!(load32, store32, cell32, AtomicU32, u32);
     word!(load64, store64, cell64, AtomicU64, u64);
 
+    /// The words of 64 bits from `offset` on, `count` of them, in the guest's byte order.
+    #[inline(always)]
+    pub(crate) fn row64(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        let first = self.at(offset, count * size_of::<u64>());
+        // SAFETY: mapped for as long as `self` (`new`), inside it and aligned (`at`); all that is done there is atomic.
+        unsafe { std::slice::from_raw_parts(first.as_ptr().cast(), count) }
+    }
+
     /// Sets bits of a byte; others may set theirs at the same time.
     #[inline(always)]
     pub(crate) fn set_bits(&self, offset: usize, bits: u8) {
@@ -65,6 +73,12 @@ impl Words {
         crate::copy::prefetch(self.base.as_ptr().wrapping_add(offset));
     }
 
+    /// The same for a line that will be written.
+    #[inline(always)]
+    pub(crate) fn prefetch_to_write(&self, offset: usize) {
+        crate::copy::prefetch_to_write(self.base.as_ptr().wrapping_add(offset));
+    }
+
     #[inline(always)]
     fn at(&self, offset: usize, size: usize) -> NonNull<u8> {
         if offset > self.len || self.len - offset < size {
@@ -72,7 +86,7 @@ impl Words {
         }
         // SAFETY: inside the bytes that are mapped (checked above).
         let at = unsafe { self.base.add(offset) };
-        debug_assert!((at.as_ptr() as usize).is_multiple_of(size));
+        debug_assert!((at.as_ptr() as usize).is_multiple_of(size.clamp(1, 8)));
         at
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 
 use super::Lie;
-use crate::copy::prefetch;
+use crate::copy::{prefetch, prefetch_to_write};
 use crate::memory::{GuestMemory, Window};
 
 /// Chains in a batch at most: a burst of frames.
@@ -12,12 +12,14 @@ pub(crate) const CHAINS: usize = 64;
 /// Buffers in a batch at most, and so in a chain: what a guest can make us look at in one burst.
 pub(crate) const PIECES: usize = 1024;
 
-/// The buffers of one chain: where they begin in the batch, and what goes back to the guest with them.
-#[derive(Clone, Copy, Debug, Default)]
+/// The buffers of one chain, and what goes back to the guest with them.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Chain {
-    /// The buffers' bytes together.
-    pub(crate) bytes: u64,
-    /// Which piece is the first, and how many there are.
+    /// The first piece: mostly the only one.
+    pub(crate) head: Piece,
+    /// The buffers' bytes together; as many as fit.
+    pub(crate) bytes: u32,
+    /// Where in the batch all of them begin if there are several, and how many there are.
     first: u16,
     pieces: u16,
     /// What the guest knows the chain by: the split ring's head, the packed ring's buffer id.
@@ -27,6 +29,26 @@ pub(crate) struct Chain {
     /// Whether the guest lets us write some of it, and whether all of it.
     pub(crate) some_writable: bool,
     pub(crate) all_writable: bool,
+}
+
+impl Chain {
+    /// A chain of nothing.
+    const EMPTY: Chain = Chain {
+        head: Piece { host: NonNull::dangling(), address: 0, len: 0 },
+        bytes: 0,
+        first: 0,
+        pieces: 0,
+        id: 0,
+        entries: 0,
+        some_writable: false,
+        all_writable: true,
+    };
+
+    /// Whether it is one piece.
+    #[inline(always)]
+    pub(crate) fn is_single(&self) -> bool {
+        self.pieces == 1
+    }
 }
 
 /// A buffer of the guest's, or the part of one that lies in one region.
@@ -54,6 +76,8 @@ pub(crate) struct Batch {
     len: usize,
     pieces: Box<[Piece; PIECES]>,
     used: usize,
+    /// Where in a buffer of the guest's that which is read begins.
+    read_from: usize,
 }
 
 // SAFETY: addresses of guest memory may be used from any thread that keeps the memory mapped.
@@ -83,7 +107,18 @@ impl From<Lie> for Refusal {
 impl Batch {
     pub(crate) fn new() -> Batch {
         let nothing = Piece { host: NonNull::dangling(), address: 0, len: 0 };
-        Batch { chains: [Chain::default(); CHAINS], len: 0, pieces: Box::new([nothing; PIECES]), used: 0 }
+        Batch {
+            chains: [Chain::EMPTY; CHAINS],
+            len: 0,
+            pieces: Box::new([nothing; PIECES]),
+            used: 0,
+            read_from: 0,
+        }
+    }
+
+    /// From now on what is read begins so many bytes into a buffer.
+    pub(crate) fn read_from(&mut self, offset: usize) {
+        self.read_from = offset;
     }
 
     #[inline(always)]
@@ -92,7 +127,10 @@ impl Batch {
     }
 
     #[inline(always)]
-    pub(crate) fn pieces(&self, chain: &Chain) -> &[Piece] {
+    pub(crate) fn pieces<'a>(&'a self, chain: &'a Chain) -> &'a [Piece] {
+        if chain.is_single() {
+            return std::slice::from_ref(&chain.head);
+        }
         &self.pieces[usize::from(chain.first)..][..usize::from(chain.pieces)]
     }
 
@@ -101,42 +139,33 @@ impl Batch {
         (self.len, self.used) = (0, 0);
     }
 
-    /// Adds a chain of one buffer, the common case.
+    /// Adds a chain of one buffer in the region that the window shows, the common case; false if the buffer is not such, or
+    /// the batch is full.
     #[inline(always)]
-    pub(super) fn add_single(
-        &mut self,
-        memory: &GuestMemory,
-        window: &mut Window,
-        buffer: Buffer,
-        id: u16,
-    ) -> Result<(), Refusal> {
-        let outside = Lie::Outside { address: buffer.address, len: buffer.len };
-        let (host, room) = window.find(memory, buffer.address).ok_or(outside)?;
-        if room < u64::from(buffer.len) || buffer.len == 0 || self.used >= PIECES || self.len >= CHAINS {
-            let mut open = self.open();
-            self.add(&mut open, memory, window, buffer)?;
-            self.close(open, id, 1);
-            return Ok(());
+    pub(super) fn add_single(&mut self, window: &Window, buffer: Buffer, id: u16) -> bool {
+        let Buffer { address, len, writable } = buffer;
+        let Some((host, room)) = window.look(address) else { return false };
+        if room < u64::from(len) || len == 0 || self.len >= CHAINS {
+            return false;
         }
-        fetch(host, buffer.writable);
-        self.pieces[self.used] = Piece { host, address: buffer.address, len: buffer.len };
+        fetch(host, writable, self.read_from);
         self.chains[self.len] = Chain {
-            bytes: u64::from(buffer.len),
-            first: self.used as u16,
+            head: Piece { host, address, len },
+            bytes: len,
+            first: 0,
             pieces: 1,
             id,
             entries: 1,
-            some_writable: buffer.writable,
-            all_writable: buffer.writable,
+            some_writable: writable,
+            all_writable: writable,
         };
-        self.used += 1;
         self.len += 1;
-        Ok(())
+        true
     }
 
     /// Begins a chain.
     pub(super) fn open(&mut self) -> Open {
-        Open { chain: Chain { first: self.used as u16, all_writable: true, ..Chain::default() } }
+        Open { chain: Chain { first: self.used as u16, ..Chain::EMPTY } }
     }
 
     /// Adds a buffer to a chain.
@@ -171,11 +200,14 @@ impl Batch {
                 });
             };
             *place = Piece { host, address, len: here as u32 };
+            if chain.pieces == 0 {
+                chain.head = *place;
+            }
             if chain.pieces < 2 {
-                fetch(host, writable);
+                fetch(host, writable, self.read_from);
             }
             chain.pieces += 1;
-            chain.bytes += here;
+            chain.bytes = chain.bytes.saturating_add(here as u32);
             left -= here;
             address = address.wrapping_add(here);
             if left == 0 {
@@ -193,15 +225,16 @@ impl Batch {
     }
 }
 
-/// Brings a buffer's first two lines near: a header and a small packet.
+/// Brings near what will be used of a buffer first: a header and a small packet. The header's line is only asked to be
+/// shared: what it says is mostly there already.
 #[inline(always)]
-fn fetch(host: NonNull<u8>, write: bool) {
-    let (first, second) = (host.as_ptr().cast_const(), host.as_ptr().wrapping_add(64).cast_const());
+fn fetch(host: NonNull<u8>, write: bool, read_from: usize) {
+    let at = |offset| host.as_ptr().wrapping_add(offset).cast_const();
     if write {
-        crate::copy::prefetch_to_write(first);
-        crate::copy::prefetch_to_write(second);
+        prefetch(at(0));
+        prefetch_to_write(at(64));
     } else {
-        prefetch(first);
-        prefetch(second);
+        prefetch(at(read_from));
+        prefetch(at(64));
     }
 }

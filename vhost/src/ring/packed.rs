@@ -17,6 +17,9 @@ const AVAIL: u16 = 1 << 7;
 /// ... and ours (`VRING_PACKED_DESC_F_USED`).
 const USED: u16 = 1 << 15;
 
+/// Descriptors in a cache line.
+const A_LINE: usize = 64 / DESCRIPTOR;
+
 /// Bytes of an event suppression structure: an offset with its wrap counter, then flags.
 const EVENT: usize = 4;
 /// Its flags: tell always, never, or of one descriptor (`VRING_PACKED_EVENT_FLAG_*`).
@@ -64,6 +67,13 @@ impl Place {
     fn is_available(self, flags: u16) -> bool {
         flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
     }
+}
+
+/// The second word of a used descriptor.
+#[inline(always)]
+fn used_word(flags: u16, id: u16, len: u32) -> u64 {
+    let flags = flags | if len > 0 { WRITE } else { 0 };
+    u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48
 }
 
 /// A packed ring.
@@ -165,32 +175,57 @@ impl PackedRing {
         if !self.again.is_empty() {
             return self.take_again(reach, want, batch);
         }
+        let want = want.min(super::batch::CHAINS);
         let mut place = self.next_avail;
-        for _ in 0..want.min(super::batch::CHAINS) {
+        if !self.names_last {
+            // All that is wanted will be written over.
+            for entry in (0..want).step_by(A_LINE) {
+                self.ring.prefetch_to_write((usize::from(place.index) + entry) * DESCRIPTOR);
+            }
+        }
+        loop {
+            place = place.after(self.look_at_singles(reach, place, want, batch), self.size);
+            if batch.chains().len() == want {
+                return Ok(());
+            }
             let rest = self.ring.load64(usize::from(place.index) * DESCRIPTOR + 8, Ordering::Acquire);
             if !place.is_available((rest >> 48) as u16) {
-                break;
+                return Ok(());
             }
-            match self.look(reach, place, rest, batch) {
+            match self.look_along(reach, place, rest, batch) {
                 Ok(entries) => place = place.after(entries, self.size),
-                Err(Refusal::Full) => break,
+                Err(Refusal::Full) => return Ok(()),
                 Err(Refusal::Lie(lie)) => return Err(lie),
             }
         }
-        Ok(())
+    }
+
+    /// Adds chains of one buffer where buffers mostly are, as long as they follow each other from `place` on, up to the
+    /// ring's end or `want` chains in the batch; returns how many they were.
+    #[inline(always)]
+    fn look_at_singles(&self, reach: &Reach, place: Place, want: usize, batch: &mut Batch) -> u16 {
+        let room = usize::from(self.size - place.index).min(want - batch.chains().len());
+        let row = self.ring.row64(usize::from(place.index) * DESCRIPTOR, 2 * room);
+        let expected = if place.wrap { AVAIL } else { USED };
+        for (looked, [address, rest]) in row.as_chunks().0.iter().enumerate() {
+            let rest = u64::from_le(rest.load(Ordering::Acquire));
+            if (rest >> 48) as u16 & (AVAIL | USED | NEXT | INDIRECT) != expected {
+                return looked as u16;
+            }
+            if self.names_last && looked % A_LINE == 0 {
+                self.ring.prefetch((usize::from(place.index) + looked + 2 * A_LINE) * DESCRIPTOR);
+            }
+            let address = u64::from_le(address.load(Ordering::Relaxed));
+            let (buffer, _, id) = RawDescriptor { address, rest }.packed();
+            if !batch.add_single(&reach.buffers, buffer, id) {
+                return looked as u16;
+            }
+        }
+        room as u16
     }
 
     /// Adds the chain that begins at `place` with a descriptor whose second word is `rest`; returns how many entries it has.
-    #[inline(always)]
-    fn look(&self, reach: &mut Reach, place: Place, rest: u64, batch: &mut Batch) -> Result<u16, Refusal> {
-        let (buffer, flags, id) = self.descriptor(place.index, rest).packed();
-        if flags & (NEXT | INDIRECT) == 0 {
-            return batch.add_single(&reach.memory, &mut reach.buffers, buffer, id).map(|()| 1);
-        }
-        self.look_along(reach, place, rest, batch)
-    }
-
-    /// The same for any chain: the entries follow each other, and the last one has the buffer's id.
+    /// They follow each other, and the last one has the buffer's id.
     fn look_along(
         &self,
         reach: &mut Reach,
@@ -265,10 +300,15 @@ impl PackedRing {
             self.write_used(self.next_used, others.last().unwrap_or(first).id, 0);
         } else {
             // The first comes last: until it is there, the guest looks at none of the others, and their lines are ours.
-            let mut place = self.next_used.after(first.entries, self.size);
-            for (chain, &len) in others.iter().zip(&lengths[1..]) {
-                self.write_used(place, chain.id, len);
-                place = place.after(chain.entries, self.size);
+            let second = self.next_used.after(first.entries, self.size);
+            if entries == given.len() {
+                self.write_used_in_row(second, others, &lengths[1..]);
+            } else {
+                let mut place = second;
+                for (chain, &len) in others.iter().zip(&lengths[1..]) {
+                    self.write_used(place, chain.id, len);
+                    place = place.after(chain.entries, self.size);
+                }
             }
             self.write_used(self.next_used, first.id, lengths[0]);
         }
@@ -285,9 +325,25 @@ impl PackedRing {
 
     #[inline(always)]
     fn write_used(&self, place: Place, id: u16, len: u32) {
-        let flags = place.used_flags() | if len > 0 { WRITE } else { 0 };
-        let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        let word = used_word(place.used_flags(), id, len);
         self.ring.store64(usize::from(place.index) * DESCRIPTOR + 8, word, Ordering::Release);
+    }
+
+    /// The same for chains of one entry each, which follow each other from `place` on.
+    #[inline(always)]
+    fn write_used_in_row(&self, mut place: Place, chains: &[Chain], lengths: &[u32]) {
+        let (mut chains, mut lengths) = (chains, lengths);
+        while !chains.is_empty() {
+            // As far as the ring's end, the flags are the same.
+            let count = chains.len().min(usize::from(self.size - place.index));
+            let row = self.ring.row64(usize::from(place.index) * DESCRIPTOR, 2 * count);
+            let flags = place.used_flags();
+            for ([_, word], (chain, &len)) in row.as_chunks().0.iter().zip(chains.iter().zip(lengths)) {
+                word.store(used_word(flags, chain.id, len).to_le(), Ordering::Release);
+            }
+            (chains, lengths) = (&chains[count..], &lengths[count..]);
+            place = place.after(count as u16, self.size);
+        }
     }
 
     /// Records the chains as in flight, and where the ring will stand once they are used.

@@ -112,8 +112,8 @@ impl Queue {
     }
 
     fn tell_if_wanted(&mut self) -> bool {
-        let wanted = either!(&mut self.ring, ring => ring.is_to_be_told());
-        let wanted = std::mem::take(&mut self.begins) || wanted;
+        let begins = std::mem::take(&mut self.begins);
+        let wanted = begins || either!(&mut self.ring, ring => ring.is_to_be_told());
         wanted && self.call.as_ref().is_some_and(|call| call.want())
     }
 

@@ -150,8 +150,8 @@ impl SplitRing {
     #[inline(always)]
     fn look(&self, reach: &mut Reach, head: u16, batch: &mut Batch) -> Result<(), Refusal> {
         let (buffer, flags, _) = self.descriptor(head)?.split();
-        if flags & (NEXT | INDIRECT) == 0 {
-            return batch.add_single(&reach.memory, &mut reach.buffers, buffer, head);
+        if flags & (NEXT | INDIRECT) == 0 && batch.add_single(&reach.buffers, buffer, head) {
+            return Ok(());
         }
         self.look_along(reach, head, batch)
     }

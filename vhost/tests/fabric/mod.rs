@@ -46,6 +46,7 @@ pub(crate) struct Fabric {
     region: &'static Region,
     ended: Arc<AtomicBool>,
     awake: Arc<AtomicBool>,
+    carried: Arc<AtomicUsize>,
     thread: Option<JoinHandle<FramePool>>,
 }
 
@@ -69,11 +70,15 @@ impl Fabric {
         let ended = Arc::new(AtomicBool::new(false));
         let awake = Arc::new(AtomicBool::new(false));
         let (told, stay) = (Arc::clone(&ended), Arc::clone(&awake));
+        let carried = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&carried);
         let thread = std::thread::spawn(move || {
             let mut forwarder = Forwarder::new(region, devices);
             let mut idle = 0;
             while !told.load(Ordering::Relaxed) {
-                idle = if forwarder.turn().unwrap() == 0 { idle + 1 } else { 0 };
+                let moved = forwarder.turn().unwrap();
+                count.fetch_add(moved, Ordering::Relaxed);
+                idle = if moved == 0 { idle + 1 } else { 0 };
                 if idle > 50 && !stay.load(Ordering::Relaxed) {
                     forwarder.sleep(20);
                     idle = 0;
@@ -81,7 +86,7 @@ impl Fabric {
             }
             forwarder.close()
         });
-        Fabric { sessions, paths: paths.to_vec(), region, ended, awake, thread: Some(thread) }
+        Fabric { sessions, paths: paths.to_vec(), region, ended, awake, carried, thread: Some(thread) }
     }
 
     /// Two ports that serve their sockets.
@@ -98,6 +103,11 @@ impl Fabric {
         let (mut left, mut right) = (self.pod(0, left), self.pod(1, right));
         greet(&mut left, &mut right);
         (left, right)
+    }
+
+    /// Packets that it took from all ports.
+    pub(crate) fn carried(&self) -> usize {
+        self.carried.load(Ordering::Relaxed)
     }
 
     /// It polls from here on.
