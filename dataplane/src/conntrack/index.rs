@@ -235,7 +235,7 @@ impl Index {
 
 /// The first prime from `least` on: with so many buckets, steps of whatever stride come to every one.
 fn next_prime(least: usize) -> usize {
-    let is_prime = |number: &usize| (2..).take_while(|d| d * d <= *number).all(|d| number % d != 0);
+    let is_prime = |number: &usize| (2..).take_while(|d| d * d <= *number).all(|d| !number.is_multiple_of(d));
     (least.max(2)..).find(is_prime).unwrap_or(least)
 }
 

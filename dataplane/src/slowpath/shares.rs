@@ -19,7 +19,7 @@ impl<W: Watch> Stages<'_, W> {
 
     /// Whom a connection counts against that is opened to an endpoint, or to elsewhere.
     pub(super) fn parties(&self, to: Option<&Arc<Endpoint>>, backend: u32) -> Parties {
-        let owner_of = |endpoint: &Arc<Endpoint>| Owner::endpoint(endpoint.device.0.into());
+        let owner_of = |endpoint: &Arc<Endpoint>| Owner::endpoint(endpoint.device.0);
         let owner = match self.zone {
             Zone::Endpoint { .. } => {
                 self.scene.snapshot.endpoint_in(self.zone).map_or(Owner::NOBODY, owner_of)

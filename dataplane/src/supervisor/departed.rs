@@ -104,11 +104,11 @@ impl Departures {
     ) -> Option<Walk> {
         let mut walk = Walk { doomed: Vec::new(), heirs: HashMap::new(), next: 0 };
         for departed in std::mem::take(&mut self.waiting) {
-            let owner = Owner::endpoint(departed.device.0.into());
+            let owner = Owner::endpoint(departed.device.0);
             let place = departed.endpoint.as_deref().map_or(Whereabouts::Gone, &whereabouts);
             let heir = match place {
                 _ if departed.since > live => None,
-                Whereabouts::At(device) => Some(Some(Owner::endpoint(device.0.into()))),
+                Whereabouts::At(device) => Some(Some(Owner::endpoint(device.0))),
                 Whereabouts::Awaited => None,
                 Whereabouts::Gone => Some(None),
             };
@@ -126,7 +126,7 @@ impl Departures {
 
     /// Frees a device's number if no connection is left of it.
     fn settle(&mut self, table: &Table, departed: Departed) {
-        if table.share(Owner::endpoint(departed.device.0.into())).0 > 0 {
+        if table.share(Owner::endpoint(departed.device.0)).0 > 0 {
             self.waiting.push_back(departed);
         } else if departed.may_return {
             self.free.push_back(departed.device);
@@ -224,7 +224,7 @@ mod tests {
         let src = std::net::IpAddr::from([10, 0, 0, device as u8]);
         let dst = std::net::IpAddr::from([192, 0, 2, 1]);
         let original = Tuple::new(NetworkId::default(), src, dst, 6, 1024 + port, 80).unwrap();
-        let parties = Parties { owner: Owner::endpoint(device.into()), ..Parties::default() };
+        let parties = Parties { owner: Owner::endpoint(device), ..Parties::default() };
         let (status, decision) = (Status::of(state), Decision::default());
         let opening = Opening { original, forwarded: original, status, parties, decision };
         table.create(WorkerId(0), &opening, Limits::NONE, &Settings::default(), NOW).unwrap();
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn share(table: &Table, device: u16) -> (u32, u32) {
-        table.share(Owner::endpoint(device.into()))
+        table.share(Owner::endpoint(device))
     }
 
     fn gone(_: &str) -> Whereabouts {

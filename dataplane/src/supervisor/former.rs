@@ -158,7 +158,7 @@ fn owners(snapshot: &Snapshot, desired: &Desired) -> HashMap<(NetworkId, IpAddr)
     for endpoint in &snapshot.endpoints {
         let Some(network) = snapshot.networks.get(endpoint.network as usize) else { continue };
         let Some(id) = NetworkId::new(network.vni.get()) else { continue };
-        let owner = Owner::endpoint(endpoint.device.0.into());
+        let owner = Owner::endpoint(endpoint.device.0);
         owners.extend(endpoint.addresses.iter().map(|&address| ((id, address), Some(owner))));
     }
     owners
@@ -288,6 +288,6 @@ mod tests {
         node.underlay.endpoints.insert("b".into(), b);
         node.publish();
         former.hand_over(&table, &node.publisher.current(), &node.desired);
-        assert_eq!(parties(&table, &inside).unwrap().receiver, Owner::endpoint(b.0.into()));
+        assert_eq!(parties(&table, &inside).unwrap().receiver, Owner::endpoint(b.0));
     }
 }
