@@ -60,6 +60,8 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "interface" => "write the name of a network interface, as `ip link` shows it",
         "socket" => "write an absolute path of at most 107 bytes, as in /run/penstock/web.sock",
         "role" => "choose \"client\" or \"server\"",
+        "group" => "write the name or the number of a group of this machine, or leave the key out",
+        "permissions" => "write them as in 0o660, or leave the key out",
         "mac" => "write a unicast MAC address, as in 02:00:00:00:00:01",
         "source" | "destination" | "address" | "addresses" | "gateway" | "gateways" | "cluster-ips"
         | "external-ips" | "load-balancer-ips" => "write an address, as in 10.1.0.7 or fd00::7",
@@ -90,8 +92,9 @@ pub(crate) fn mend(key: &str) -> &'static str {
         "data" => "write up to 124 bytes, a multiple of 4, as hexadecimal digits",
         "geneve-options" => "give each option its class, kind, critical and data",
         "receive" | "transmit" => "write the path of a capture file",
-        "attachment" | "veth" | "tap" | "pcap" => {
-            "choose one of veth = { interface }, tap = { interface } and pcap = { receive, transmit }"
+        "attachment" | "veth" | "tap" | "vhost-user" | "pcap" => {
+            "choose one of veth = { interface }, tap = { interface }, vhost-user = { socket } and pcap = { receive, \
+             transmit }"
         }
         "via" => {
             "choose one of { peer = NAME }, \"host\", { uplink = { uplink, gateway } } and \"blackhole\""
