@@ -132,7 +132,8 @@ fn entries_lost_to_damage(hosts: [&str; 4]) -> u32 {
         }
         let before = all(&table);
         let victim = memory.records.at(before[1].reference.index());
-        let damaged = if word < 8 { &victim[word] } else { &victim.far[word - 8] };
+        let damaged =
+            word.checked_sub(words::NEAR_WORDS).map_or_else(|| &victim[word], |far| &victim.far[far]);
         damaged.fetch_xor(1 << 57 | 1 << 21 | 1 << 3, words::Ordering::Relaxed);
         let (table, adoption) = Table::over(memory, seed, plan, NOW, claim_any).unwrap();
         let after = all(&table);

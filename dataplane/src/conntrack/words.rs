@@ -11,7 +11,7 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 use penstock_io::shared::SharedRegion;
 
 /// Words of an entry that every connection has: one cache line.
-const NEAR_WORDS: usize = 8;
+pub(crate) const NEAR_WORDS: usize = 8;
 /// Words of an entry beside them, for addresses that do not fit there.
 const FAR_WORDS: usize = 6;
 /// Words of an entry.
