@@ -159,6 +159,11 @@ fn memory() {
         "all of one that is",
         (resident() - start - spent_on_keys) / f64::from(MANY)
     );
+    println!(
+        "memory {:<52}{:>8.1} bytes a connection",
+        "what the tables hold, without the rest of their last pages",
+        (table.bytes() + cache.bytes()) as f64 / f64::from(MANY)
+    );
     println!("memory {kept} of {} flows found a place among {}", keys.len(), cache.capacity());
 }
 

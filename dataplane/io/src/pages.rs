@@ -11,6 +11,13 @@ use zerocopy::FromZeros;
 /// Bytes of one huge page on x86-64 and on 4 KiB-granule arm64.
 pub const HUGE: usize = 2 << 20;
 
+/// Bytes of a page of the smallest size.
+const PAGE: usize = 4096;
+
+/// Mappings of at least so many huge pages are not rounded up to whole ones: the rest at their end is a small part of
+/// what is looked up, and up to a huge page of memory.
+const ROUNDED: usize = 16;
+
 /// An anonymous, private, zeroed mapping; unmapped on drop.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -29,10 +36,10 @@ impl Mapping {
         Mapping::with_flags(bytes.next_multiple_of(HUGE), libc::MAP_HUGETLB)
     }
 
-    /// Maps `bytes`, rounded up to whole huge pages and aligned to one, of ordinary pages, and asks the kernel to back
-    /// them with transparent huge pages when it can.
+    /// Maps `bytes`, aligned to a huge page and, if they are few, rounded up to whole ones, of ordinary pages, and asks
+    /// the kernel to back them with transparent huge pages when it can.
     pub(crate) fn ordinary(bytes: usize) -> io::Result<Mapping> {
-        let bytes = bytes.next_multiple_of(HUGE);
+        let bytes = bytes.next_multiple_of(if bytes < ROUNDED * HUGE { HUGE } else { PAGE });
         // Ask for one huge page more than needed, then give back the two ends around the aligned middle.
         let mut whole = Mapping::with_flags(bytes + HUGE, 0)?;
         let start = whole.base.as_ptr() as usize;
@@ -123,7 +130,7 @@ impl<T: FromZeros> Table<T> {
     /// # Errors
     /// The kernel's, when not even ordinary pages are to be had.
     pub fn zeroed(len: usize) -> io::Result<Table<T>> {
-        assert!(align_of::<T>() <= 4096, "a table's values are at most page-aligned");
+        assert!(align_of::<T>() <= PAGE, "a table's values are at most page-aligned");
         let bytes = (len * size_of::<T>()).max(1);
         // A small table would waste most of a huge page from the pool that packet memory needs.
         let huge = if bytes >= HUGE { Mapping::huge(bytes) } else { Err(io::ErrorKind::Other.into()) };

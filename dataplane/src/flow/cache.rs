@@ -22,6 +22,9 @@ use crate::snapshot::Epoch;
 /// Slots in a bucket: as many as there are tags in one comparison.
 const WAYS: usize = 16;
 
+/// Buckets of the largest cache: the two choices of a flow share no bit of its hash that tells as many apart.
+const MOST_BUCKETS: usize = 1 << 24;
+
 /// A newcomer displaces one of sixteen busy flows with a chance of one in this many.
 const DISPLACE_ONE_IN: u32 = 16;
 
@@ -166,7 +169,6 @@ pub struct Cache<K: Key> {
     slots: Table<Slot<K>>,
     /// Other addresses and ports of the few slots that have no room for them.
     apart: Table<K::Rewrite>,
-    mask: u32,
     seed: Seed,
     used: usize,
     /// The next bucket that the sweep looks at.
@@ -178,17 +180,16 @@ pub struct Cache<K: Key> {
 }
 
 impl<K: Key + zerocopy::FromZeros> Cache<K> {
-    /// A cache for at least `flows` flows, rounded up to a power of two; the first of them cost no memory yet.
+    /// A cache for at least `flows` flows, rounded up to whole buckets; the first of them cost no memory yet.
     ///
     /// # Errors
     /// The kernel's, when there is no memory.
     pub fn with_capacity(flows: usize, seed: Seed) -> io::Result<Cache<K>> {
-        let buckets = flows.div_ceil(WAYS).next_power_of_two().min(1 << 24);
+        let buckets = flows.div_ceil(WAYS).clamp(1, MOST_BUCKETS);
         Ok(Cache {
             tags: Table::zeroed(buckets)?,
             slots: Table::zeroed(buckets * WAYS)?,
             apart: Table::zeroed(buckets * WAYS)?,
-            mask: buckets as u32 - 1,
             seed,
             used: 0,
             hand: 0,
@@ -202,6 +203,12 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of its tags and slots. Other addresses and ports that are kept apart come on top, as far as there are any.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.tags) + size_of_val(&*self.slots)
     }
 
     /// Flows in it.
@@ -220,8 +227,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     /// The bucket that a flow belongs in.
     #[inline(always)]
     fn first(&self, hash: u64) -> usize {
-        // Written with the table's own length, so that the compiler knows the bucket to be there.
-        hash as usize & (self.tags.len() - 1)
+        self.share(hash as u32)
     }
 
     /// First stage: brings the bucket's tags near.
@@ -369,7 +375,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     /// each flow in it, too dear for every turn of a busy worker.
     #[inline]
     pub fn sweep(&mut self, buckets: usize, quiet: u32, now: Coarse) -> usize {
-        let all = self.mask as usize + 1;
+        let all = self.tags.len();
         if self.swept != now {
             let due = now.since(self.swept) as usize * (all * ROUNDS).div_ceil(quiet.max(1) as usize);
             self.owed = (self.owed + due).min(all);
@@ -385,7 +391,8 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
         let mut forgotten = 0;
         for _ in 0..buckets {
             let bucket = self.hand as usize;
-            self.hand = (self.hand + 1) & self.mask;
+            let next = self.hand + 1;
+            self.hand = if (next as usize) < self.tags.len() { next } else { 0 };
             let mut taken = !equal(&self.tags[bucket], 0) & 0xffff;
             while taken != 0 {
                 let way = taken.trailing_zeros() as usize;
@@ -409,7 +416,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     /// Lists flows from bucket `from` on into `rows`, as long as a whole bucket still fits its capacity; returns the
     /// bucket to go on with, or `None` at the end.
     pub fn list(&self, from: u32, epoch: Epoch, rows: &mut Vec<Row<K>>) -> Option<u32> {
-        for bucket in from..=self.mask {
+        for bucket in from..self.tags.len() as u32 {
             if rows.capacity() - rows.len() < WAYS {
                 return Some(bucket);
             }
@@ -431,7 +438,14 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     }
 
     fn second(&self, hash: u64) -> usize {
-        (hash >> 28) as usize & (self.tags.len() - 1)
+        self.share((hash >> 24) as u32)
+    }
+
+    /// The bucket in which an even share of all 32-bit numbers falls, this one among them. Any number of buckets does, so
+    /// none is there only to make a power of two.
+    #[inline(always)]
+    fn share(&self, bits: u32) -> usize {
+        (u64::from(bits) * self.tags.len() as u64 >> 32) as usize
     }
 
     /// A free slot for a newcomer: in its first bucket, in its second, or by making one give way.
@@ -521,6 +535,20 @@ mod tests {
         assert_eq!(cache.used(), map.len());
         assert!((0..6_000).all(|number| found(&cache, number, Epoch(1)) == map.get(&number).copied()));
         assert!((6_000..7_000).all(|number| found(&cache, number, Epoch(1)).is_none()));
+    }
+
+    #[test]
+    fn any_number_of_buckets_is_filled_evenly() {
+        for flows in [1, 17, 1_000, 12_345, 20_000] {
+            let mut cache = Cache::with_capacity(flows, Seed::random()).unwrap();
+            assert_eq!(cache.capacity(), flows.next_multiple_of(WAYS));
+            (0..8 * cache.capacity() as u32).for_each(|n| {
+                cache.install(&key(n), action(0), Epoch(1), Coarse(n));
+            });
+            let used = cache.used();
+            assert!(used * 100 >= cache.capacity() * 99, "{used} of {flows}");
+            assert_eq!(cache.sweep(cache.capacity() / WAYS, 0, Coarse(u32::MAX / 2)), used);
+        }
     }
 
     #[test]
