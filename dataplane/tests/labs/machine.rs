@@ -39,7 +39,7 @@ impl Machine {
     pub fn start(lab: &Lab, i: u8, j: u8, work: &str) -> Machine {
         let kernel = Path::new(KERNEL).join("vmlinuz");
         assert!(kernel.exists(), "{} is missing: scripts/setup", kernel.display());
-        let memory = lab.file("machine.initrd");
+        let memory = lab.file(&format!("machine{i}-{j}.initrd"));
         std::fs::write(&memory, initramfs(i, j, work)).expect("the lab's own folder");
         let socket = lab.file(&format!("node{i}-vhost{j}.sock"));
         let mut command = Command::new("qemu-system-x86_64");
@@ -89,6 +89,11 @@ impl Machine {
 
     /// Waits until it has said something so many times.
     pub fn await_word(&self, word: &str, times: usize) {
+        self.await_word_while(word, times, || ());
+    }
+
+    /// The same, and `look` is called again and again meanwhile.
+    pub fn await_word_while(&self, word: &str, times: usize, mut look: impl FnMut()) {
         let from = Instant::now();
         while self.said().matches(word).count() < times {
             assert!(
@@ -96,6 +101,7 @@ impl Machine {
                 "the machine did not say {word:?} {times} times:\n{}",
                 self.said()
             );
+            look();
             std::thread::sleep(Duration::from_millis(20));
         }
     }

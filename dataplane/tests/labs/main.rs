@@ -28,5 +28,6 @@ mod restart;
 mod served;
 mod services;
 mod stateful;
+mod testpmd;
 mod traffic;
 mod vhost;

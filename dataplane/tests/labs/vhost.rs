@@ -1,24 +1,22 @@
 //! Pods attached by vhost-user: policed, connected and counted like any other.
 
 use std::os::unix::net::UnixListener;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_vhost::driver::PodConfig;
 use penstock_vhost::features as bits;
-use penstock_wire::MacAddr;
 
 use crate::accelerated::Accelerated;
 use crate::lab::{Lab, Place, Running, number, text, v4, wait_until};
 use crate::machine::Machine;
 use crate::stateful::apply;
-use crate::traffic::assert_checksums_good;
+use crate::traffic::{assert_checksums_good, iperf};
 
 /// Bytes that a web server holds for a pod to fetch.
 const BYTES: usize = 3_000_000;
 
 /// What vhost endpoint `j` of node `i` has for an address.
-fn vhost4(i: u8, j: u8) -> String {
+pub fn vhost4(i: u8, j: u8) -> String {
     format!("10.244.{i}.{}", 100 + j)
 }
 
@@ -70,7 +68,7 @@ fn an_accelerated_pod_reaches_pods_of_its_node_and_of_others() {
 }
 
 /// Whoever it is, an accelerated pod may open TCP to port 8080 of pod 1 of its node only.
-const FENCED: &str = r#"
+pub const FENCED: &str = r#"
 [[identity]]
 name = "accelerated"
 network = "default"
@@ -204,63 +202,43 @@ fn a_virtual_machine_talks_across_the_overlay_reboots_and_outlives_the_daemon() 
     assert_checksums_good(&lab.pod(2, 1));
 }
 
-/// DPDK's testpmd with a virtio-user port.
-struct Testpmd(Child);
+/// Bytes that one virtual machine sends to another.
+const STREAM: u64 = 100 << 20;
 
-impl Testpmd {
-    fn start(lab: &Lab, i: u8, j: u8, device: &str, mode: &str) -> Testpmd {
-        let socket = lab.file(&format!("node{i}-vhost{j}.sock"));
-        let mut command = Command::new("dpdk-testpmd");
-        command.args(["--in-memory", "--no-pci", "--single-file-segments", "--no-telemetry", "-m", "128"]);
-        command.args([
-            "-l",
-            "0,1",
-            "--main-lcore",
-            "0",
-            "--file-prefix",
-            &format!("penstock{}-{i}-{j}", std::process::id()),
-        ]);
-        command.arg(format!(
-            "--vdev=net_virtio_user0,path={},mac=02:03:00:00:0{i}:0{j},queue_size=256,{device}",
-            socket.display()
-        ));
-        command.args(["--", "--auto-start", "--total-num-mbufs=16384"]).args(mode.split_whitespace());
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        Testpmd(command.spawn().expect("dpdk-testpmd, which scripts/setup installs"))
-    }
-}
-
-impl Drop for Testpmd {
-    fn drop(&mut self) {
-        // One that has ended is not killed, and that is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Bits a second that arrive at vhost endpoint 2 of node 1 while that machine fetches, and bytes a frame.
+fn rate_at(lab: &Lab, sink: &Machine) -> (f64, u64) {
+    let mut counts = Vec::new();
+    sink.await_word_while("machine: fetched", 1, || {
+        let row = &lab.port(1, "vhost2")[0];
+        counts.push((Instant::now(), number(&row["tx_bytes"]), number(&row["tx_packets"])));
+    });
+    // The beginning and the end do not count: a machine that starts, a window that grows.
+    let middle = |&&(_, bytes, _): &&(_, u64, _)| (STREAM / 10..STREAM / 10 * 9).contains(&bytes);
+    let (begin, end) = (counts.iter().find(middle), counts.iter().rfind(middle));
+    let (&(begin, bytes, frames), &(end, all_bytes, all_frames)) = begin.zip(end).expect("it was watched");
+    let bytes = all_bytes - bytes;
+    (bytes as f64 * 8.0 / (end - begin).as_secs_f64(), bytes / (all_frames - frames).max(1))
 }
 
 #[test]
-fn testpmd_sends_across_the_overlay_and_policy_stops_it() {
-    for device in ["packed_vq=0", "packed_vq=1"] {
-        let lab = Lab::up("--pods 1 --vhost 1");
-        let gateway = MacAddr::from_underlay([192, 168, 51, 1].into());
-        let _receiver = Testpmd::start(&lab, 2, 1, device, "--forward-mode=rxonly");
-        let mode = format!(
-            "--forward-mode=txonly --eth-peer=0,{gateway} --tx-ip={},{} --txpkts=64 --burst=8",
-            vhost4(1, 1),
-            vhost4(2, 1)
-        );
-        let _sender = Testpmd::start(&lab, 1, 1, device, &mode);
-        let arrived = || number(&lab.port(2, "vhost1")[0]["tx_packets"]);
-        wait_until("ten thousand packets have arrived", || arrived() > 10_000);
-        let drops = lab.drops(1);
-        let bad = ["wrong-source-mac", "spoofed-source", "not-for-us"].map(|reason| drops.get(reason));
-        assert_eq!(bad, [None; 3], "{drops:?}");
-        apply(&lab, 1, FENCED);
-        wait_until("the fence holds", || lab.drops(1).get("egress-policy").is_some_and(|it| *it > 1000));
-        // What was on its way then has arrived by now.
-        wait_until("the wire is empty", || lab.drops(1)["egress-policy"] > 100_000);
-        let before = arrived();
-        wait_until("and the fence goes on to hold", || lab.drops(1)["egress-policy"] > 200_000);
-        assert_eq!(arrived(), before);
-    }
+fn two_virtual_machines_stream_to_each_other_in_frames_longer_than_the_mtu() {
+    let lab = Lab::up("--pods 2 --vhost 2 --vhost-role client --pod-offload");
+    // Its web server hands the file to the kernel in large pieces.
+    let serve = format!("dd if=/dev/zero of=/file bs=1M count={} && httpd -f -p 8080 -h /", STREAM >> 20);
+    let source = Machine::start(&lab, 1, 1, &serve);
+    let fetch = format!(
+        "until wget -q -O /dev/null http://{}:8080/file; do sleep 1; done; echo machine: fetched; sleep 60",
+        vhost4(1, 1)
+    );
+    let sink = Machine::start(&lab, 1, 2, &fetch);
+    let (machines, frame) = rate_at(&lab, &sink);
+    drop((source, sink));
+    let pods = iperf(&lab.pod(1, 1), &lab.pod(1, 2), &v4(1, 2), "-t 2");
+    let pods = pods["end"]["sum_received"]["bits_per_second"].as_f64().expect("a rate");
+    println!(
+        "TCP: {:.2} Gbit/s between emulated machines, {frame} bytes a frame; {:.2} Gbit/s between veth pods",
+        machines / 1e9,
+        pods / 1e9
+    );
+    assert!(frame > 3 * 1450, "frames were cut: {frame} bytes each");
 }
