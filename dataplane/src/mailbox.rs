@@ -1,12 +1,12 @@
 //! What travels between threads: commands and frames to a worker, events from it.
 
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 use penstock_api::filter::Filter;
-use penstock_io::Frame;
+use penstock_io::{Abilities, Frame};
 
 use crate::flow::cache::Row;
 use crate::flow::{DeviceId, Key4, Key6};
@@ -24,14 +24,36 @@ pub enum Exit {
     /// There is no such device (any more).
     #[default]
     None,
-    /// By this queue of its own, named by its number.
-    Own(PortId),
+    /// By this queue of its own, named by its number; what it takes is to be told here.
+    Own(PortId, Takes),
     /// By another worker.
     Worker(Outlet),
 }
 
+/// What a device takes beyond finished packets of one chunk: its owner says so, and whoever sends by it may ask.
+///
+/// It may be out of date when a frame comes to the port, which looks for itself.
+#[derive(Clone, Default)]
+pub struct Takes(Arc<AtomicU8>);
+
+impl Takes {
+    /// Says what the device takes now.
+    pub fn set(&self, takes: Abilities) {
+        self.0.store(takes.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What it takes.
+    #[inline]
+    #[must_use]
+    pub fn get(&self) -> Abilities {
+        Abilities::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// The sending end of a mailbox between two workers.
 pub struct Outlet {
+    /// What the device takes that its frames leave by.
+    pub takes: Takes,
     /// Frames on their way.
     pub frames: rtrb::Producer<(DeviceId, Frame)>,
     /// Wakes the owner.

@@ -8,7 +8,7 @@ use crate::capture::Captures;
 use crate::drop::Cause;
 use crate::flow::DeviceId;
 use crate::join::join;
-use crate::mailbox::Outlet;
+use crate::mailbox::{Outlet, Takes};
 use crate::tally::Tally;
 use crate::worker::Slots;
 
@@ -30,8 +30,8 @@ pub(crate) enum Way {
 #[derive(Default)]
 struct Output {
     way: Way,
-    /// What the port takes beyond finished packets of one chunk; nothing of another worker's.
-    takes: Abilities,
+    /// What the port takes beyond finished packets of one chunk, be it this worker's or another's.
+    takes: Takes,
     burst: Burst,
     /// What the burst had no room for: a packet may become more segments than a burst has places.
     behind: VecDeque<Frame>,
@@ -46,27 +46,27 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
-    /// Says how frames for a device leave from now on.
-    pub(crate) fn set(&mut self, device: DeviceId, way: Way) {
+    /// Says how frames for a device leave from now on, and where it is written what it takes.
+    pub(crate) fn set(&mut self, device: DeviceId, way: Way, takes: Takes) {
         let index = usize::from(device.0);
         if self.devices.len() <= index {
             self.devices.resize_with(index + 1, Output::default);
             self.pending.reserve(self.devices.len());
         }
         self.devices[index].way = way;
-        self.devices[index].takes = Abilities::NONE;
+        self.devices[index].takes = takes;
     }
 
-    /// Says what a device's port takes now.
-    pub(crate) fn set_abilities(&mut self, device: DeviceId, takes: Abilities) {
-        if let Some(output) = self.devices.get_mut(usize::from(device.0)) {
-            output.takes = takes;
+    /// Says, to all workers, what a device's port takes now, which is this worker's own.
+    pub(crate) fn set_abilities(&self, device: DeviceId, takes: Abilities) {
+        if let Some(output) = self.devices.get(usize::from(device.0)) {
+            output.takes.set(takes);
         }
     }
 
     /// What the port of a device takes beyond finished packets of one chunk.
     pub(crate) fn abilities(&self, device: DeviceId) -> Abilities {
-        self.devices.get(usize::from(device.0)).map_or(Abilities::NONE, |output| output.takes)
+        self.devices.get(usize::from(device.0)).map_or(Abilities::NONE, |output| output.takes.get())
     }
 
     /// The slot of the worker's own port for a device.
@@ -173,8 +173,9 @@ impl Output {
         match &mut self.way {
             Way::Own(slot) => match slots.get_mut(*slot).and_then(Option::as_mut) {
                 Some(slot) => {
-                    if self.takes.has(Abilities::CHECKSUM) && self.burst.len() > 1 {
-                        tally.counts.consumed += join(&mut self.burst, self.takes);
+                    let takes = self.takes.get();
+                    if takes.has(Abilities::CHECKSUM) && self.burst.len() > 1 {
+                        tally.counts.consumed += join(&mut self.burst, takes);
                     }
                     tally.counts.tx += slot.port.tx_burst(pool, &mut self.burst) as u64;
                     slot.tx_drops += self.burst.len() as u64;

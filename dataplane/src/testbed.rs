@@ -13,7 +13,7 @@ use penstock_wire::{MacAddr, checksum, ethernet, ipv4, proto, udp};
 
 use crate::conntrack;
 use crate::flow::DeviceId;
-use crate::mailbox::{Command, Events, Exit};
+use crate::mailbox::{Command, Events, Exit, Takes};
 use crate::port::{AnyPort, OwnedPort, PortId};
 use crate::snapshot::Publisher;
 use crate::stats::WorkerStats;
@@ -354,7 +354,7 @@ impl Testbed {
         for command in [
             Command::RemovePort(id, done),
             Command::AddPort(Box::new(OwnedPort { id, device: DeviceId(device), port })),
-            Command::SetExit(DeviceId(device), Exit::Own(id)),
+            Command::SetExit(DeviceId(device), Exit::Own(id, Takes::default())),
         ] {
             // The worker is ours, so it is there to take it.
             let _ = self.commands.send(command);

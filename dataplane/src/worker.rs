@@ -13,7 +13,7 @@ use crate::drop::Cause;
 use crate::flow::{Coarse, DeviceId};
 pub use crate::idle::Idle;
 use crate::idle::Sleeper;
-use crate::mailbox::{Bell, Command, Event, Events, Exit, FlowListing};
+use crate::mailbox::{Bell, Command, Event, Events, Exit, FlowListing, Takes};
 use crate::outputs::Way;
 use crate::pipeline::{Moment, Pipeline};
 use crate::port::{AnyPort, OwnedPort, PortId};
@@ -460,22 +460,26 @@ impl Worker {
     fn set_exit(&mut self, device: DeviceId, exit: Exit) {
         let position =
             |id| self.slots.iter().position(|slot| slot.as_ref().is_some_and(|slot| slot.id == id));
-        let way = match exit {
-            Exit::None => Way::None,
-            Exit::Own(id) => position(id).map_or(Way::None, Way::Own),
-            Exit::Worker(outlet) => Way::Worker(outlet),
+        let (way, takes) = match exit {
+            Exit::None => (Way::None, Takes::default()),
+            Exit::Own(id, takes) => {
+                let slot = position(id);
+                if let Some(slot) = slot.and_then(|slot| self.slots[slot].as_ref()) {
+                    takes.set(slot.port.abilities());
+                }
+                (slot.map_or(Way::None, Way::Own), takes)
+            }
+            Exit::Worker(outlet) => {
+                let takes = outlet.takes.clone();
+                (Way::Worker(outlet), takes)
+            }
         };
-        let takes = match way {
-            Way::Own(slot) => self.slots[slot].as_ref().map(|slot| slot.port.abilities()),
-            Way::Worker(_) | Way::None => None,
-        };
-        self.pipeline.outputs.set(device, way);
-        self.pipeline.outputs.set_abilities(device, takes.unwrap_or_default());
+        self.pipeline.outputs.set(device, way, takes);
     }
 
     fn close(&mut self, slot: Slot) {
         if self.pipeline.outputs.own_slot(slot.device).is_some() {
-            self.pipeline.outputs.set(slot.device, Way::None);
+            self.pipeline.outputs.set(slot.device, Way::None, Takes::default());
         }
         if let Some(fd) = slot.port.readiness() {
             self.sleeper.forget(fd);

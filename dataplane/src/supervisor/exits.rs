@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::device::{self, Device, Opened, Owner, Queue, Spec, Surroundings};
 use super::{Engine, Refusal, Request};
 use crate::flow::DeviceId;
-use crate::mailbox::{Command, Exit, MAILBOX, Outlet};
+use crate::mailbox::{Command, Exit, MAILBOX, Outlet, Takes};
 use crate::port::OwnedPort;
 use crate::stats::Counts;
 
@@ -105,15 +105,18 @@ impl Engine {
     /// Workers that own a queue use it; the others hand their frames to the owner of the first.
     fn tell_ways(&self, id: DeviceId, queues: &[Queue]) {
         let Some(first) = queues.first() else { return };
+        // What the first queue takes, whose owner sends for those that have none.
+        let firsts = Takes::default();
         for (index, worker) in self.workers.iter().enumerate() {
             if let Some(own) = queues.iter().find(|queue| queue.worker == index) {
-                worker.tell(Command::SetExit(id, Exit::Own(own.id)));
+                let takes = if own.id == first.id { firsts.clone() } else { Takes::default() };
+                worker.tell(Command::SetExit(id, Exit::Own(own.id, takes)));
                 continue;
             }
             let owner = &self.workers[first.worker];
             let (frames, inlet) = rtrb::RingBuffer::new(MAILBOX);
             owner.tell(Command::AddInlet(inlet));
-            let outlet = Outlet { frames, bell: owner.bell().clone() };
+            let outlet = Outlet { takes: firsts.clone(), frames, bell: owner.bell().clone() };
             worker.tell(Command::SetExit(id, Exit::Worker(outlet)));
         }
     }

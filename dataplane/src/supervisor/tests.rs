@@ -5,7 +5,7 @@ use penstock_io::mem::MemPort;
 use penstock_io::{Hugepages, Region};
 
 use crate::flow::DeviceId;
-use crate::mailbox::{Command, Events, Exit};
+use crate::mailbox::{Command, Events, Exit, Takes};
 use crate::port::{AnyPort, OwnedPort, PortId};
 use crate::tables::compile::compile;
 use crate::testbed::{self, Datagram, FIRST_ENDPOINT, UPLINK};
@@ -36,7 +36,7 @@ fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
         let (id, port) = (PortId(device.into()), AnyPort::Mem(Box::new(port)));
         let device = DeviceId(device);
         worker.tell(Command::AddPort(Box::new(OwnedPort { id, device, port })));
-        worker.tell(Command::SetExit(device, Exit::Own(id)));
+        worker.tell(Command::SetExit(device, Exit::Own(id, Takes::default())));
     }
     until("the worker has panicked more than once", || worker.health().restarts > 1);
     let health = worker.health();

@@ -222,7 +222,9 @@ fn rate_at(lab: &Lab, sink: &Machine) -> (f64, u64) {
 
 #[test]
 fn two_virtual_machines_stream_to_each_other_in_frames_longer_than_the_mtu() {
-    let lab = Lab::up("--pods 2 --vhost 2 --vhost-role client --pod-offload");
+    let lab = Lab::up("--pods 2 --vhost 2 --vhost-role client --pod-offload --workers 2");
+    let workers = ["vhost1", "vhost2"].map(|name| number(&lab.port(1, name)[0]["worker"]));
+    assert_ne!(workers[0], workers[1], "their frames go from worker to worker");
     // Its web server hands the file to the kernel in large pieces.
     let serve = format!("dd if=/dev/zero of=/file bs=1M count={} && httpd -f -p 8080 -h /", STREAM >> 20);
     let source = Machine::start(&lab, 1, 1, &serve);
