@@ -62,6 +62,10 @@ pub const HOST_USO: u64 = 1 << 56;
 
 /// What every device offers, whatever its configuration. A device with several pairs of queues adds [`MQ`], one with a
 /// configured MTU [`MTU`].
+///
+/// [`HOST_UFO`] and [`GUEST_UFO`] are not among them: Linux gave up making datagrams that are yet to be fragmented in 4.14,
+/// and [`HOST_USO`] and its like took their place. [`CTRL_VQ`] is, so that a front-end may offer the queue; what it carries
+/// stays there, and what comes of it reaches us as messages, such as which rings are enabled.
 pub const OFFERED: u64 = CSUM
     | GUEST_CSUM
     | GUEST_TSO4

@@ -111,7 +111,7 @@ fn a_narrow_middle_link_is_learnt_over_ipv6() {
 
 #[test]
 fn jumbo_frames_pass_a_jumbo_underlay() {
-    let lab = Lab::up("--pods 1 --mtu 9000");
+    let lab = Lab::up("--pods 1 --mtu 9000 --workers 2");
     bulk_passes(&lab);
     let (here, far) = (lab.pod(1, 1), lab.pod(2, 1));
     for size in [1800, 2500, 5000, 8900] {
