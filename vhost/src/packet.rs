@@ -40,6 +40,11 @@ impl Format {
         Format { features, header: header::length(features), speaks, mergeable, abilities }
     }
 
+    /// Bytes of the header in front of each packet.
+    pub(crate) fn header(&self) -> usize {
+        self.header
+    }
+
     /// Where in a buffer of the guest's that which we read begins.
     pub(crate) fn read_from(&self) -> usize {
         if self.speaks { 0 } else { self.header }

@@ -152,7 +152,10 @@ impl VhostPort {
         let chains = self.batch.chains().len();
         let mut lengths = [0; CHAINS];
         let (mut used, mut done, mut sent, mut bytes) = (0, 0, 0, 0);
-        for frame in frames.frames() {
+        for (number, frame) in frames.frames().iter().enumerate() {
+            if let Some(next) = frames.frames().get(number + 1) {
+                self.batch.approach(used + 1, self.format.header() + next.len());
+            }
             let room = &mut lengths[used..chains];
             match packet::send(frame, &self.format, &self.batch, used, room, queue.reach()) {
                 Ok(buffers) => {
@@ -188,7 +191,10 @@ impl Port for VhostPort {
         }
         let chains = self.batch.chains();
         let (mut taken, mut got, mut bytes) = (0, 0, 0);
-        for chain in chains {
+        for (number, chain) in chains.iter().enumerate() {
+            if let Some(next) = chains.get(number + 1) {
+                self.batch.approach(number + 1, next.bytes as usize);
+            }
             match packet::receive(pool, &self.format, self.batch.pieces(chain), chain) {
                 Ok(frame) => {
                     bytes += frame.total_len();

@@ -12,6 +12,15 @@ pub(crate) const CHAINS: usize = 64;
 /// Buffers in a batch at most, and so in a chain: what a guest can make us look at in one burst.
 pub(crate) const PIECES: usize = 1024;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Lines of a buffer that are brought near when its descriptor is read: a header and a small packet.
+const LINES_AT_ONCE: usize = 2;
+
+/// Lines of a buffer that are brought near at most: 2 KiB, which is what most guests' buffers hold.
+const MOST_LINES: usize = 32;
+
 /// The buffers of one chain, and what goes back to the guest with them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chain {
@@ -134,6 +143,18 @@ impl Batch {
         &self.pieces[usize::from(chain.first)..][..usize::from(chain.pieces)]
     }
 
+    /// Brings near the rest of a large packet of `len` bytes, header included, in the first buffer of a chain, if there is
+    /// one of that number. It is called for each packet while the one before is copied: a copy alone has the memory wait for
+    /// the processor half of the time, and packets of 1500 bytes take half as long again.
+    #[inline(always)]
+    pub(crate) fn approach(&self, number: usize, len: usize) {
+        if len > LINES_AT_ONCE * LINE
+            && let Some(Chain { head, all_writable, .. }) = self.chains().get(number)
+        {
+            fetch_rest(head, *all_writable, len);
+        }
+    }
+
     #[inline(always)]
     pub(super) fn clear(&mut self) {
         (self.len, self.used) = (0, 0);
@@ -225,6 +246,16 @@ impl Batch {
     }
 }
 
+/// Brings near what [`fetch`] left of the first `len` bytes of a piece.
+#[inline]
+fn fetch_rest(piece: &Piece, write: bool, len: usize) {
+    let lines = len.min(piece.len as usize).div_ceil(LINE).min(MOST_LINES);
+    for line in LINES_AT_ONCE..lines {
+        let address = piece.host.as_ptr().wrapping_add(LINE * line).cast_const();
+        if write { prefetch_to_write(address) } else { prefetch(address) }
+    }
+}
+
 /// Brings near what will be used of a buffer first: a header and a small packet. The header's line is only asked to be
 /// shared: what it says is mostly there already.
 #[inline(always)]
@@ -232,9 +263,9 @@ fn fetch(host: NonNull<u8>, write: bool, read_from: usize) {
     let at = |offset| host.as_ptr().wrapping_add(offset).cast_const();
     if write {
         prefetch(at(0));
-        prefetch_to_write(at(64));
+        prefetch_to_write(at(LINE));
     } else {
         prefetch(at(read_from));
-        prefetch(at(64));
+        prefetch(at(LINE));
     }
 }
