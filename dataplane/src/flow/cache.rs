@@ -445,7 +445,7 @@ impl<K: Key + zerocopy::FromZeros> Cache<K> {
     /// none is there only to make a power of two.
     #[inline(always)]
     fn share(&self, bits: u32) -> usize {
-        (u64::from(bits) * self.tags.len() as u64 >> 32) as usize
+        ((u64::from(bits) * self.tags.len() as u64) >> 32) as usize
     }
 
     /// A free slot for a newcomer: in its first bucket, in its second, or by making one give way.
