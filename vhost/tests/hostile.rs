@@ -329,6 +329,35 @@ fn memory_changed_under_a_ring_is_read_once() {
 }
 
 #[test]
+fn a_guest_that_turns_its_flags_under_our_eyes_gets_us_round_its_ring_no_more_than_once() {
+    const FEW: u16 = 4;
+    const AVAIL: u16 = 1 << 7;
+    const USED: u16 = 1 << 15;
+    let arena = Arc::new(Arena::new(BYTES).unwrap());
+    let layout = Layout::at(0, FEW);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let guest = {
+        let (arena, stop) = (Arc::clone(&arena), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for flags in [AVAIL, USED] {
+                    (0..FEW).for_each(|index| {
+                        describe(&arena, layout.desc, index, GUEST + 8192, 100, index, flags);
+                    });
+                }
+            }
+        })
+    };
+    let mut device = Device::serving(&arena, PACKED, Some(layout.setup(0x8000_8000)), None);
+    for _ in 0..20_000 {
+        assert!(device.receive().len() <= usize::from(FEW));
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    guest.join().unwrap();
+    device.close();
+}
+
+#[test]
 fn memory_is_let_go_before_a_stop_returns() {
     let (arena, layout, mut driver) = split();
     let mut device = Device::new();

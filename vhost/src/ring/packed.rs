@@ -177,6 +177,8 @@ impl PackedRing {
         }
         let want = want.min(super::batch::CHAINS);
         let mut place = self.next_avail;
+        // A guest that turns its flags while we look would have us look at a descriptor twice.
+        let mut left = self.size;
         if !self.names_last {
             // All that is wanted will be written over.
             for entry in (0..want).step_by(A_LINE) {
@@ -184,8 +186,11 @@ impl PackedRing {
             }
         }
         loop {
-            place = place.after(self.look_at_singles(reach, place, want, batch), self.size);
-            if batch.chains().len() == want {
+            let most = (want - batch.chains().len()).min(left.into());
+            let singles = self.look_at_singles(reach, place, most, batch);
+            place = place.after(singles, self.size);
+            left -= singles;
+            if batch.chains().len() == want || left == 0 {
                 return Ok(());
             }
             let rest = self.ring.load64(usize::from(place.index) * DESCRIPTOR + 8, Ordering::Acquire);
@@ -193,7 +198,10 @@ impl PackedRing {
                 return Ok(());
             }
             match self.look_along(reach, place, rest, batch) {
-                Ok(entries) => place = place.after(entries, self.size),
+                Ok(entries) => {
+                    place = place.after(entries, self.size);
+                    left = left.checked_sub(entries).ok_or(Lie::TooLong(self.size))?;
+                }
                 Err(Refusal::Full) => return Ok(()),
                 Err(Refusal::Lie(lie)) => return Err(lie),
             }
@@ -201,10 +209,10 @@ impl PackedRing {
     }
 
     /// Adds chains of one buffer where buffers mostly are, as long as they follow each other from `place` on, up to the
-    /// ring's end or `want` chains in the batch; returns how many they were.
+    /// ring's end or `most` of them; returns how many they were.
     #[inline(always)]
-    fn look_at_singles(&self, reach: &Reach, place: Place, want: usize, batch: &mut Batch) -> u16 {
-        let room = usize::from(self.size - place.index).min(want - batch.chains().len());
+    fn look_at_singles(&self, reach: &Reach, place: Place, most: usize, batch: &mut Batch) -> u16 {
+        let room = usize::from(self.size - place.index).min(most);
         let row = self.ring.row64(usize::from(place.index) * DESCRIPTOR, 2 * room);
         let expected = if place.wrap { AVAIL } else { USED };
         for (looked, [address, rest]) in row.as_chunks().0.iter().enumerate() {
