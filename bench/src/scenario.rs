@@ -103,12 +103,14 @@ pub fn vni() -> Vni {
 }
 
 /// A frame in the tunnel from the peer to the node.
-fn tunnelled(frame: &[u8]) -> Vec<u8> {
+pub(crate) fn tunnelled(frame: &[u8]) -> Vec<u8> {
     let template = EncapTemplate::vxlan(&path_from_peer(), vni());
-    let packet = &frame[ethernet::HEADER_LEN..];
+    let (head, packet) = frame.split_at(ethernet::HEADER_LEN);
+    let ethertype = u16::from_be_bytes([head[12], head[13]]);
+    let ports = if ethertype == ethernet::IPV4 { 20 } else { 40 };
     let mut wire = vec![0; template.len()];
-    let entropy = u32::from_be_bytes([frame[34], frame[35], frame[36], frame[37]]);
-    template.write(&mut wire, packet, packet.len() as u16, 0, ethernet::IPV4, entropy);
+    let entropy = packet[ports..ports + 4].iter().fold(0, |sum, &byte| sum << 8 | u32::from(byte));
+    template.write(&mut wire, packet, packet.len() as u16, 0, ethertype, entropy);
     wire.extend_from_slice(packet);
     wire
 }
@@ -201,6 +203,7 @@ pub struct PortToPort {
     to: MemPort,
     pool: FramePool,
     burst: Burst,
+    turns: u64,
 }
 
 impl PortToPort {
@@ -210,19 +213,41 @@ impl PortToPort {
     /// Without memory for packets.
     #[must_use]
     pub fn new(flows: u32) -> PortToPort {
+        PortToPort::replaying(&frames(Path::Forward, flows), shuffled(flows))
+    }
+
+    /// Replays frames in an order.
+    ///
+    /// # Panics
+    /// Without memory for packets.
+    #[must_use]
+    pub fn replaying(frames: &[Vec<u8>], order: Vec<u32>) -> PortToPort {
         let region = Region::map(4096, Hugepages::Auto).expect("memory for packets");
         PortToPort {
-            from: MemPort::replay(&frames(Path::Forward, flows), shuffled(flows)),
+            from: MemPort::replay(frames, order),
             to: MemPort::discard(),
             pool: FramePool::new(region),
             burst: Burst::new(),
+            turns: 0,
         }
+    }
+
+    /// The port that frames come from.
+    pub(crate) fn busy_port(&mut self) -> &mut MemPort {
+        &mut self.from
+    }
+
+    /// Bursts taken.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.turns
     }
 
     /// Takes a burst from one port to the other.
     #[inline(never)]
     pub fn turn(&mut self) {
-        self.from.rx_burst(&mut self.pool, &mut self.burst);
+        let received = self.from.rx_burst(&mut self.pool, &mut self.burst);
+        self.turns += u64::from(received > 0);
         for frame in self.burst.frames_mut() {
             if let Some(stations) = frame.bytes_mut().first_chunk_mut() {
                 *stations = STATIONS;

@@ -25,6 +25,8 @@ pub struct MemPort {
     abilities: Abilities,
     /// Frames that `tx_burst` takes in one call before it refuses.
     room: usize,
+    /// Frames of the replay that have arrived and were not received yet; without end unless they come at a pace.
+    arrived: u64,
     counters: PortCounters,
 }
 
@@ -66,7 +68,19 @@ impl MemPort {
             lengths.push(frame.len() as u16);
         }
         let replay = Some(Replay { lines, lengths, longest, next: 0 });
-        MemPort { replay, room: usize::MAX, ..MemPort::default() }
+        MemPort { replay, room: usize::MAX, arrived: u64::MAX, ..MemPort::default() }
+    }
+
+    /// Whether a port of [`MemPort::replay`] receives only what has arrived by [`MemPort::arrive`], nothing as yet, or all that
+    /// there is room for.
+    pub fn set_paced(&mut self, is_paced: bool) {
+        self.arrived = if is_paced { 0 } else { u64::MAX };
+    }
+
+    /// The next `frames` of the replay have arrived. Returns how many are there to be received, the earlier ones included.
+    pub fn arrive(&mut self, frames: u64) -> u64 {
+        self.arrived = self.arrived.saturating_add(frames);
+        self.arrived
     }
 
     /// A port that receives nothing and discards what is sent.
@@ -171,8 +185,10 @@ impl Port for MemPort {
     #[inline(always)]
     fn rx_burst(&mut self, pool: &mut FramePool, into: &mut Burst) -> usize {
         if let Some(replay) = &mut self.replay {
-            let want = into.room();
+            let want = into.room().min(usize::try_from(self.arrived).unwrap_or(usize::MAX));
             let (got, bytes) = replay.receive(pool, into, want);
+            // An endless supply stays one for longer than any clock runs.
+            self.arrived -= got as u64;
             self.counters.rx_no_chunk += (want - got) as u64;
             return self.received(got, bytes);
         }
@@ -275,6 +291,19 @@ mod tests {
         for (i, frame) in burst.frames().iter().enumerate() {
             assert_eq!(frame.bytes(), frames[[3, 0, 1, 2][i % 4]]);
         }
+        pool.free_burst(&mut burst);
+    }
+
+    #[test]
+    fn at_a_pace_only_what_has_arrived_is_received() {
+        let (mut pool, mut burst) = (pool(), Burst::new());
+        let mut port = MemPort::replay(&[vec![0; 60], vec![1; 60]], vec![0, 1]);
+        port.set_paced(true);
+        assert_eq!(port.rx_burst(&mut pool, &mut burst), 0);
+        assert_eq!((port.arrive(3), port.rx_burst(&mut pool, &mut burst)), (3, 3));
+        assert_eq!(burst.frames().iter().map(|frame| frame.bytes()[0]).collect::<Vec<_>>(), [0, 1, 0]);
+        assert_eq!((port.arrive(40), port.rx_burst(&mut pool, &mut burst)), (40, BURST - 3));
+        assert_eq!(port.arrive(0), 40 - (BURST as u64 - 3));
         pool.free_burst(&mut burst);
     }
 

@@ -1,0 +1,212 @@
+//! The flags of every command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::profile::{self, Path, Popularity, Ports, Profile, Segment, Size};
+
+/// Measures the dataplane, alone and beside its peers.
+///
+/// Figures are of this machine at this moment: each trial looks at the clock first and is repeated if too much was stolen
+/// from it. Peers come with `scripts/setup --bench`; they and everything that is not in memory need root.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-bench", version, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// A trial of a path: what came, what arrived, what was lost and why, and what a packet costs
+    #[command(
+        after_help = "Examples:\n  penstock-bench run l3\n  penstock-bench run stateful-vxlan --size 64,512,imix --flows 1k,100k,1M --rules 1k\n  penstock-bench run vxlan-encap --rate 5000000 --duration 10 --json -\n  penstock-bench run l3 --threshold 20        exit status 3 below 20 Mpps"
+    )]
+    Run(Run),
+    /// The rates at which nothing, and one frame in two hundred, is lost (RFC 2544, RFC 9971), and the rate at full load
+    #[command(
+        after_help = "Examples:\n  penstock-bench search l3\n  penstock-bench search stateful-vxlan --flows 100k --trial 10 --width 0.005\n  penstock-bench search l3 --goal ndr:0 --goal pdr:0.005 --json ndr.json"
+    )]
+    Search(Search),
+    /// How long packets take at shares of the rate that may be partly dropped, by schedule
+    #[command(
+        after_help = "Examples:\n  penstock-bench latency stateful-vxlan --flows 1k\n  penstock-bench latency l3 --at 10,50,90 --duration 10\n  penstock-bench latency l3 --rate 1000000"
+    )]
+    Latency(Latency),
+    /// One HTML page and Markdown tables from files of results
+    #[command(
+        after_help = "Examples:\n  penstock-bench report --html report.html --markdown report.md compare.json latency.json"
+    )]
+    Report(Report),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileArguments {
+    /// What the packets meet
+    #[arg(value_enum)]
+    path: Path,
+    /// Frame sizes with their check sequence, and imix (7 x 64, 4 x 594, 1 x 1518)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64")]
+    size: Vec<Size>,
+    /// Flows; for policy-first the connections that the table holds
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1k", value_parser = profile::count)]
+    flows: Vec<u32>,
+    /// Rules of the sender's policy that its packets do not match
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100", value_parser = profile::count)]
+    rules: Vec<u32>,
+    /// Workers, each on a CPU and with a node of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Packets are IPv6
+    #[arg(long)]
+    ipv6: bool,
+    /// What they carry
+    #[arg(long, value_enum, default_value_t = Segment::Udp)]
+    segment: Segment,
+    /// Which flows come how often
+    #[arg(long, value_enum, default_value_t = Popularity::Uniform)]
+    popularity: Popularity,
+    /// What the order of flows and sizes is drawn by
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+impl ProfileArguments {
+    /// One for each combination.
+    pub(crate) fn profiles(&self) -> Vec<Profile> {
+        let rules = if self.path.is_stateful() { &self.rules[..] } else { &[0] };
+        let mut profiles = Vec::new();
+        for &size in &self.size {
+            for &flows in &self.flows {
+                profiles.extend(rules.iter().map(|&rules| Profile {
+                    path: self.path,
+                    ports: Ports::Memory,
+                    size,
+                    flows: flows.max(1),
+                    rules,
+                    workers: self.workers,
+                    ipv6: self.ipv6,
+                    segment: self.segment,
+                    popularity: self.popularity,
+                    seed: self.seed,
+                }));
+            }
+        }
+        profiles
+    }
+}
+
+/// What becomes of the figures.
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// Write all figures as JSON; - is standard output, in place of the text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) profile: ProfileArguments,
+    /// Seconds that frames come
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub(crate) duration: f64,
+    /// Frames a second that come, on a schedule; without it as many as are taken
+    #[arg(long, value_name = "PPS")]
+    pub(crate) rate: Option<f64>,
+    /// Exit with status 3 if fewer million packets a second arrive
+    #[arg(long, value_name = "MPPS")]
+    pub(crate) threshold: Option<f64>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    #[command(flatten)]
+    pub(crate) profile: ProfileArguments,
+    /// A rate to find: NAME:SHARE, the share of frames that may be lost; again for each, least first
+    #[arg(long = "goal", value_name = "NAME:SHARE", value_parser = goal, default_values = ["NDR:0", "PDR:0.005"])]
+    pub(crate) goals: Vec<(String, f64)>,
+    /// Seconds of a full-length trial
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub(crate) trial: f64,
+    /// How close the bounds come, as a share
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    pub(crate) width: f64,
+    /// Exit with status 3 if the first goal's rate is less, in million packets a second
+    #[arg(long, value_name = "MPPS")]
+    pub(crate) threshold: Option<f64>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Latency {
+    #[command(flatten)]
+    pub(crate) profile: ProfileArguments,
+    /// Percents of the rate at which one frame in two hundred is lost
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "10,50,90")]
+    pub(crate) at: Vec<f64>,
+    /// Frames a second, in the place of a search
+    #[arg(long, value_name = "PPS")]
+    pub(crate) rate: Option<f64>,
+    /// Seconds at each rate
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    pub(crate) duration: f64,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Results, written with --json
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) results: Vec<PathBuf>,
+    /// Write one HTML page, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write Markdown tables; without --html and this they are printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Put the table of comparisons between the lines `<!-- bench -->` and `<!-- /bench -->` of a Markdown file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) embed: Option<PathBuf>,
+}
+
+fn goal(word: &str) -> Result<(String, f64), String> {
+    let parsed = word.split_once(':').and_then(|(name, share)| Some((name, share.parse::<f64>().ok()?)));
+    match parsed {
+        Some((name, share)) if (0.0..1.0).contains(&share) && !name.is_empty() => {
+            Ok((name.to_owned(), share))
+        }
+        _ => Err(format!("`{word}` is no goal: write a name and a share below 1, as PDR:0.005")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_make_a_profile_for_each_combination() {
+        let line = "penstock-bench run stateful --size 64,imix --flows 1k,1M --rules 0,10k,100k";
+        let Ok(Arguments { command: Command::Run(run) }) = Arguments::try_parse_from(line.split(' ')) else {
+            panic!("a sound command");
+        };
+        assert_eq!(run.profile.profiles().len(), 12);
+    }
+
+    #[test]
+    fn goals_are_a_name_and_a_share() {
+        assert_eq!(goal("PDR:0.005"), Ok(("PDR".into(), 0.005)));
+        assert!(["PDR", ":0.1", "a:1", "a:x"].iter().all(|word| goal(word).is_err()));
+    }
+}
