@@ -1,8 +1,10 @@
 //! The flags of every command.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use penstock_wire::MacAddr;
 
 use crate::profile::{self, Path, Popularity, Ports, Profile, Segment, Size};
 
@@ -34,11 +36,54 @@ pub(crate) enum Command {
         after_help = "Examples:\n  penstock-bench latency stateful-vxlan --flows 1k\n  penstock-bench latency l3 --at 10,50,90 --duration 10\n  penstock-bench latency l3 --rate 1000000"
     )]
     Latency(Latency),
+    /// Ours beside peers on the same frames: in turns, with the ratio's interval, and no claim within the noise
+    #[command(
+        after_help = "Examples:\n  penstock-bench compare --peer all --quick\n  penstock-bench compare --peer testpmd --only vhost --rounds 7 --seconds 4 --json vhost.json\n  penstock-bench compare --list\n  penstock-bench compare --only memory-l3 --threshold 1.2     exit status 3 below 1.2 times the peer's rate"
+    )]
+    Compare(Compare),
     /// One HTML page and Markdown tables from files of results
     #[command(
         after_help = "Examples:\n  penstock-bench report --html report.html --markdown report.md compare.json latency.json"
     )]
     Report(Report),
+    /// How long packets take from a pod of one node to a pod of another and back, by schedule (root)
+    #[command(
+        after_help = "Examples:\n  penstock-bench round-trip\n  penstock-bench round-trip --rate 1k,10k --duration 10 --json -"
+    )]
+    RoundTrip(RoundTrip),
+    /// Look-ups beside DPDK's own and the kernel's: known flows, longest prefixes, rules
+    #[command(
+        after_help = "Examples:\n  penstock-bench micro\n  penstock-bench micro --prefixes 10k --rules 1k --json micro.json"
+    )]
+    Micro(Micro),
+    /// How long a change takes until every worker goes by it, while packets are forwarded; compile time, memory
+    #[command(
+        after_help = "Examples:\n  penstock-bench control\n  penstock-bench control --policies 30k --endpoints 30k --changes 500 --json control.json"
+    )]
+    Control(Control),
+    /// Instructions a packet of every path, counted by valgrind, beside those that a file records
+    #[command(
+        after_help = "Examples:\n  penstock-bench instructions --file bench/instructions.toml\n  penstock-bench instructions --file bench/instructions.toml --record 'checksums in one pass'"
+    )]
+    Instructions(Instructions),
+    /// Takes a thousand bursts through: what valgrind counts
+    #[command(hide = true)]
+    Turns { path: Path },
+    /// Sends back what comes: the far end of a round trip
+    #[command(hide = true)]
+    Echo { port: u16 },
+    /// Asks by schedule: the near end of a round trip
+    #[command(hide = true)]
+    Probe { to: SocketAddr, rate: f64, seconds: f64 },
+    /// Forwards between two veths: our part of a comparison
+    #[command(hide = true)]
+    ForwardVeths { left: String, right: String },
+    /// Forwards between two vhost-user sockets: our part of a comparison
+    #[command(hide = true)]
+    ForwardSockets { left: PathBuf, right: PathBuf },
+    /// Sends frames: the generator of a comparison
+    #[command(hide = true)]
+    Generate { interface: String, station: MacAddr, src: IpAddr, dst: IpAddr, flows: u32 },
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +202,98 @@ pub(crate) struct Latency {
     pub(crate) duration: f64,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// Beside whom
+    #[arg(long, value_enum, default_value_t = PeerChoice::All)]
+    pub(crate) peer: PeerChoice,
+    /// Only rows with one of these words in their names (--list has them)
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// Rounds of each row: ours, the peer, ours again
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub(crate) rounds: usize,
+    /// Seconds of each turn
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    pub(crate) seconds: f64,
+    /// Few and short rounds, in the place of --rounds and --seconds: all rows in less than ten minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Print the rows, measure nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Exit with status 3 if a row's ratio is less
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) threshold: Option<f64>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RoundTrip {
+    /// Packets a second
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100,1k,10k", value_parser = profile::count)]
+    pub(crate) rate: Vec<u32>,
+    /// Seconds at each rate
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub(crate) duration: f64,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Micro {
+    /// Prefixes of the tables
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1k,10k,100k", value_parser = profile::count)]
+    pub(crate) prefixes: Vec<u32>,
+    /// Rules of the policies
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100,1k,10k", value_parser = profile::count)]
+    pub(crate) rules: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Control {
+    /// Policies of the cluster
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,1k,30k", value_parser = profile::count)]
+    pub(crate) policies: Vec<u32>,
+    /// Pods of the cluster
+    #[arg(long, value_name = "N", default_value = "30k", value_parser = profile::count)]
+    pub(crate) endpoints: u32,
+    /// Changes measured
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) changes: usize,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Instructions {
+    /// The file of records; more than 3 % more than its last one is refused
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Record the figures as they are now, with the reason
+    #[arg(long, value_name = "WHY")]
+    pub(crate) record: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerChoice {
+    /// DPDK's testpmd
+    Testpmd,
+    /// Open vSwitch's userspace datapath on DPDK
+    OvsDpdk,
+    /// Linux: routes, bridges, VXLAN, nftables
+    Kernel,
+    /// All of them
+    All,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,12 @@
 //! What each command does.
 
+mod compare;
+mod control;
+mod instructions;
 mod latency;
+mod micro;
 mod report;
+mod round_trip;
 mod run;
 mod search;
 
@@ -14,7 +19,9 @@ use thiserror::Error;
 
 use crate::args::{Arguments, Command, Output};
 use crate::document::{Document, DocumentError};
-use crate::peers::PeerError;
+use crate::forwarder;
+use crate::instructions::InstructionsError;
+use crate::peers::{PeerError, lab};
 use crate::trial::TrialError;
 
 /// The exit status of a figure below its threshold.
@@ -29,12 +36,22 @@ enum CommandError {
     Document(#[from] DocumentError),
     #[error(transparent)]
     Peer(#[from] PeerError),
+    #[error(transparent)]
+    Instructions(#[from] InstructionsError),
     #[error("--{flag} is {value}: it takes a number {takes}")]
     Number { flag: &'static str, value: f64, takes: &'static str },
     #[error("{} has no place for a table: write the lines <!-- bench --> and <!-- /bench --> where it is to be", .0.display())]
     NoPlace(PathBuf),
-    #[error("{figure:.3} Mpps is below the threshold of {threshold:.3} ({what})")]
-    BelowThreshold { what: String, figure: f64, threshold: f64 },
+    #[error("the rows have none of these words in their names: {words}; there are {names}")]
+    NoRow { words: String, names: String },
+    #[error("not measured, as said above: {0}")]
+    Unmeasured(String),
+    #[error("cannot take note of signals: {0}")]
+    Signals(ctrlc::Error),
+    #[error("{0}")]
+    Part(String),
+    #[error("{figure:.3} {unit} is below the threshold of {threshold:.3} ({what})")]
+    BelowThreshold { what: String, figure: f64, threshold: f64, unit: &'static str },
 }
 
 /// Does what the command line says.
@@ -44,7 +61,22 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Search(arguments) => search::search(&arguments),
         Command::Latency(arguments) => latency::latency(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
         Command::Report(arguments) => report::report(&arguments),
+        Command::RoundTrip(arguments) => round_trip::round_trip(&arguments),
+        Command::Echo { port } => part(crate::overlay::echo(port)),
+        Command::Probe { to, rate, seconds } => part(crate::overlay::probe(to, rate, seconds)),
+        Command::Micro(arguments) => micro::micro(&arguments),
+        Command::Control(arguments) => control::control(&arguments),
+        Command::Instructions(arguments) => instructions::instructions(&arguments),
+        Command::Turns { path } => {
+            crate::instructions::turns(path).map_err(|error| TrialError::from(error).into())
+        }
+        Command::ForwardVeths { left, right } => part(forwarder::veths(&left, &right)),
+        Command::ForwardSockets { left, right } => part(forwarder::sockets(&left, &right)),
+        Command::Generate { interface, station, src, dst, flows } => {
+            part(forwarder::generate(&interface, station, src, dst, flows))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,6 +89,20 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Nothing stays behind when somebody loses patience: programs, namespaces, folders.
+fn take_down_when_interrupted() -> Result<(), CommandError> {
+    let handled = ctrlc::set_handler(|| {
+        lab::take_down_all();
+        std::process::exit(130);
+    });
+    handled.map_err(CommandError::Signals)
+}
+
+/// What a part of a comparison says when it fails, for the log that its owner reads.
+fn part(outcome: Result<(), Box<dyn std::error::Error>>) -> Result<(), CommandError> {
+    outcome.map_err(|error| CommandError::Part(error.to_string()))
 }
 
 impl Output {
@@ -89,10 +135,10 @@ fn rate(flag: &'static str, value: f64) -> Result<f64, CommandError> {
 }
 
 /// Refuses a figure below its threshold.
-fn gate(what: &str, figure: f64, threshold: Option<f64>) -> Result<(), CommandError> {
+fn gate(what: &str, figure: f64, threshold: Option<f64>, unit: &'static str) -> Result<(), CommandError> {
     match threshold {
         Some(threshold) if figure < threshold => {
-            Err(CommandError::BelowThreshold { what: what.to_owned(), figure, threshold })
+            Err(CommandError::BelowThreshold { what: what.to_owned(), figure, threshold, unit })
         }
         _ => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -76,6 +77,16 @@ pub struct Latency {
     pub quantiles: Vec<(f64, u64)>,
     /// The longest, in nanoseconds.
     pub max: u64,
+}
+
+/// The quantiles of a report.
+const QUANTILES: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999];
+
+/// The quantiles of a report, those left out that are of less than one packet.
+pub(crate) fn quantiles(latencies: &Histogram<u64>) -> Vec<(f64, u64)> {
+    let count = latencies.len() as f64;
+    let told = QUANTILES.into_iter().filter(|quantile| count * (1.0 - quantile) >= 1.0);
+    told.map(|quantile| (quantile, latencies.value_at_quantile(quantile))).collect()
 }
 
 /// Ours beside a peer.

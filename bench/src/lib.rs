@@ -3,12 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
+pub mod churn;
 pub mod command;
-pub mod contest;
+mod compare;
 pub mod cycles;
 pub mod document;
+mod forwarder;
+pub mod instructions;
 pub mod machine;
+pub mod micro;
 pub mod node;
+pub mod overlay;
 pub mod peers;
 pub mod profile;
 mod progress;

@@ -2,6 +2,9 @@
 //!
 //! They need root, huge pages and their Debian packages (`scripts/setup --bench`); what is missing is said.
 
+pub mod daemon;
+pub mod headers;
+pub mod kernel;
 pub mod lab;
 pub mod ovs;
 pub mod testpmd;
@@ -36,6 +39,23 @@ pub enum PeerError {
         /// The end of its output.
         said: String,
     },
+    /// A program ended before its time.
+    #[error("{program} ended by itself; its log ends: {log}")]
+    Ended {
+        /// The program.
+        program: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// Something did not come.
+    #[error("waited in vain for: {what}")]
+    Waited {
+        /// What was waited for.
+        what: &'static str,
+    },
+    /// A program of ours is not beside this one.
+    #[error("{} is not there; build it: cargo build --release --workspace --bins", .0.display())]
+    NotBuilt(PathBuf),
     /// A peer ran and forwarded nothing.
     #[error("{peer} forwarded nothing; its log ends: {log}")]
     Idle {
@@ -45,7 +65,7 @@ pub enum PeerError {
         log: String,
     },
     /// Not root.
-    #[error("the peers need root: namespaces, huge pages and AF_XDP sockets (sudo -E cargo bench ...)")]
+    #[error("the peers need root: namespaces, huge pages and AF_XDP sockets (sudo)")]
     NotRoot,
     /// Too few huge pages.
     #[error(
@@ -88,8 +108,20 @@ fn read(path: &Path) -> Result<String, PeerError> {
     std::fs::read_to_string(path).map_err(|source| PeerError::File { path: path.to_owned(), source })
 }
 
+/// A program of ours, which is built beside this one.
+///
+/// # Errors
+/// When it is not there.
+pub fn beside(name: &str) -> Result<PathBuf, PeerError> {
+    let own = std::env::current_exe().unwrap_or_default();
+    // Tests run from a folder below.
+    let folders = own.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| PeerError::NotBuilt(own.with_file_name(name)))
+}
+
 /// The last lines of a text.
-fn tail(text: &str) -> String {
+pub(crate) fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join(" | ")
 }

@@ -2,17 +2,12 @@
 
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
-
 use super::{CommandError, rate, search, seconds};
 use crate::args::Latency as Arguments;
-use crate::document::{Document, Latency};
+use crate::document::{Document, Latency, quantiles};
 use crate::progress::Progress;
 use crate::search::pdr;
 use crate::trial::Trial;
-
-/// The quantiles of a report.
-pub(super) const QUANTILES: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999];
 
 pub(super) fn latency(arguments: &Arguments) -> Result<(), CommandError> {
     let (started, mut document) = (Instant::now(), Document::begin());
@@ -51,13 +46,6 @@ pub(super) fn latency(arguments: &Arguments) -> Result<(), CommandError> {
         }
     }
     arguments.output.write(document, started)
-}
-
-/// The quantiles of a report, those left out that are of less than one packet.
-pub(super) fn quantiles(latencies: &Histogram<u64>) -> Vec<(f64, u64)> {
-    let count = latencies.len() as f64;
-    let told = QUANTILES.into_iter().filter(|quantile| count * (1.0 - quantile) >= 1.0);
-    told.map(|quantile| (quantile, latencies.value_at_quantile(quantile))).collect()
 }
 
 pub(super) fn describe(latency: &Latency) -> String {

@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Run) -> Result<(), CommandError> {
     }
     drop(progress);
     arguments.output.write(document, started)?;
-    lowest.map_or(Ok(()), |(what, mpps)| gate(&what, mpps, arguments.threshold))
+    lowest.map_or(Ok(()), |(what, mpps)| gate(&what, mpps, arguments.threshold, "Mpps"))
 }
 
 /// What people read.

@@ -50,7 +50,7 @@ pub(super) fn search(arguments: &Arguments) -> Result<(), CommandError> {
         document.searches.push(searched);
     }
     arguments.output.write(document, started)?;
-    lowest.map_or(Ok(()), |(what, mpps)| gate(&what, mpps, arguments.threshold))
+    lowest.map_or(Ok(()), |(what, mpps)| gate(&what, mpps, arguments.threshold, "Mpps"))
 }
 
 /// Rates at full load, then each goal's.

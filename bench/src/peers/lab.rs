@@ -2,15 +2,21 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{PeerError, read, tail};
 
 /// The beginning of the name of every namespace and folder made here; the maker's process number follows.
 const PREFIX: &str = "penstock-bench-";
+/// What anything may take that is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether it is there.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Runs a command to its end.
 ///
@@ -37,10 +43,51 @@ pub fn sh(line: &str) -> Result<String, PeerError> {
     run(program, &words.collect::<Vec<_>>())
 }
 
+/// Everything that must go when the program is interrupted: folders of labs, with the names of their namespaces.
+static STANDING: Mutex<Vec<(PathBuf, Vec<String>)>> = Mutex::new(Vec::new());
+
+fn standing() -> std::sync::MutexGuard<'static, Vec<(PathBuf, Vec<String>)>> {
+    STANDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes down what stands: programs, namespaces, folders. For a program that is about to end in the middle of something.
+pub fn take_down_all() {
+    for (folder, namespaces) in standing().drain(..) {
+        take_down(&folder, &namespaces);
+    }
+}
+
+fn take_down(folder: &Path, namespaces: &[String]) {
+    for name in namespaces {
+        end_all(name);
+        if let Err(error) = sh(&format!("ip netns del {name}")) {
+            eprintln!("{error}");
+        }
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// Kills what runs in a namespace of ours, and waits until it has ended: its huge pages are wanted again.
+fn end_all(namespace: &str) {
+    let until = Instant::now() + PATIENCE;
+    while let Ok(pids) = sh(&format!("ip netns pids {namespace}"))
+        && !pids.trim().is_empty()
+        && Instant::now() < until
+    {
+        for pid in pids.split_whitespace() {
+            // It may have ended by itself.
+            let _ = run("kill", &["-KILL", pid]);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn missing(program: &str, source: std::io::Error) -> PeerError {
     let package = match program {
-        "dpdk-testpmd" => "dpdk",
-        "ip" | "taskset" | "timeout" => "iproute2, util-linux, coreutils",
+        "dpdk-testpmd" | "dpdk-test" | "dpdk-test-fib" | "dpdk-test-acl" => "dpdk",
+        "clang" => "clang",
+        "nft" => "nftables",
+        "ip" | "taskset" | "timeout" | "stdbuf" | "kill" => "iproute2, util-linux, coreutils, procps",
         _ => "openvswitch-switch-dpdk",
     };
     PeerError::Missing { program: program.to_owned(), package, source }
@@ -66,10 +113,11 @@ impl Lab {
             .map_err(|source| PeerError::File { path: folder.clone(), source })?;
         let mut lab = Lab { folder, namespaces: Vec::new() };
         for name in names {
-            let name = format!("{PREFIX}{}-{name}", std::process::id());
+            let name = format!("{PREFIX}{}-{number}-{name}", std::process::id());
             sh(&format!("ip netns add {name}"))?;
             lab.namespaces.push(name);
         }
+        standing().push((lab.folder.clone(), lab.namespaces.clone()));
         for name in &lab.namespaces {
             sh(&format!("ip -n {name} link set lo up"))?;
         }
@@ -122,31 +170,36 @@ impl Lab {
         program: &str,
         arguments: &[A],
     ) -> Result<Program, PeerError> {
-        let log = self.path(&format!("{place}.log"));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let log = self.path(&format!("{place}-{}.log", COUNT.fetch_add(1, Ordering::Relaxed)));
         let failed = |source| PeerError::File { path: log.clone(), source };
         let out = File::create(&log).map_err(failed)?;
         let err = out.try_clone().map_err(failed)?;
-        // `ip netns exec` and `taskset` become the program, so its process number is the child's.
+        // `ip netns exec`, `taskset` and `stdbuf` become the program, so its process number is the child's.
         let child = Command::new("ip")
-            .args(["netns", "exec", self.namespace(place), "taskset", "-c", cpus, program])
+            .args(["netns", "exec", self.namespace(place), "taskset", "-c", cpus, "stdbuf", "-oL", program])
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(out)
             .stderr(err)
             .spawn()
             .map_err(|source| missing(program, source))?;
-        Ok(Program { child, log })
+        Ok(Program { child, log, name: program.to_owned() })
+    }
+
+    /// Runs a command in a namespace to its end.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn inside(&self, place: usize, line: &str) -> Result<String, PeerError> {
+        sh(&format!("ip netns exec {} {line}", self.namespace(place)))
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for name in &self.namespaces {
-            if let Err(error) = sh(&format!("ip netns del {name}")) {
-                eprintln!("{error}");
-            }
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
+        standing().retain(|(folder, _)| *folder != self.folder);
+        take_down(&self.folder, &self.namespaces);
     }
 }
 
@@ -158,16 +211,38 @@ fn sweep() -> Result<(), PeerError> {
         if let Some(maker) = maker
             && !Path::new("/proc").join(maker).exists()
         {
+            end_all(name);
             sh(&format!("ip netns del {name}"))?;
         }
     }
     Ok(())
 }
 
+/// Waits until something is there.
+///
+/// # Errors
+/// What `look` says, or that it took too long; `what` is waited for.
+pub fn wait_for<T>(
+    what: &'static str,
+    mut look: impl FnMut() -> Result<Option<T>, PeerError>,
+) -> Result<T, PeerError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if Instant::now() > until {
+            return Err(PeerError::Waited { what });
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// A running program.
 pub struct Program {
     child: Child,
     log: PathBuf,
+    name: String,
 }
 
 impl Program {
@@ -179,17 +254,66 @@ impl Program {
         read(&self.log)
     }
 
-    /// Waits for its end, for at most `patience`, and gives back what it said.
+    /// Types a line at it.
     ///
     /// # Errors
-    /// When its log is gone.
-    pub fn finish(mut self, patience: Duration) -> Result<String, PeerError> {
-        let until = std::time::Instant::now() + patience;
-        while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(50));
+    /// When it has ended.
+    pub fn tell(&mut self, line: &str) -> Result<(), PeerError> {
+        let told = match &mut self.child.stdin {
+            Some(stdin) => writeln!(stdin, "{line}").and_then(|()| stdin.flush()),
+            None => Ok(()),
+        };
+        if told.is_err() {
+            return Err(self.ended());
         }
-        self.log()
+        Ok(())
     }
+
+    /// Waits until it has said something since it had said `from` bytes; returns everything since then.
+    ///
+    /// # Errors
+    /// When it ends, or takes too long.
+    pub fn wait_for(&mut self, from: usize, what: &'static str, times: usize) -> Result<String, PeerError> {
+        wait_for(what, || {
+            let log = self.log()?;
+            let said = log.get(from..).unwrap_or_default();
+            if said.matches(what).count() >= times {
+                return Ok(Some(said.to_owned()));
+            }
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return Err(self.ended());
+            }
+            Ok(None)
+        })
+    }
+
+    fn ended(&self) -> PeerError {
+        PeerError::Ended { program: self.name.clone(), log: tail(&self.log().unwrap_or_default()) }
+    }
+
+    /// Stops it where it is, so that it takes no time; what comes meanwhile waits or is lost.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<(), PeerError> {
+        signal("STOP", &self.child.id().to_string())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<(), PeerError> {
+        signal("CONT", &self.child.id().to_string())
+    }
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// When it has ended.
+pub fn signal(name: &str, pid: &str) -> Result<(), PeerError> {
+    run("kill", &[&format!("-{name}"), pid]).map(|_| ())
 }
 
 impl Drop for Program {

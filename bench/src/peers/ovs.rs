@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::lab::{Lab, run};
+use super::lab::{Lab, run, signal, wait_for};
 use super::{PeerError, tail};
 
 /// What the switch does with each packet.
@@ -13,6 +13,8 @@ pub enum Work {
     Forward,
     /// A VXLAN header in front, and out.
     Vxlan,
+    /// A Geneve header in front, and out.
+    Geneve,
     /// The connection is tracked, then a VXLAN header in front, and out.
     TrackedVxlan,
     /// Another source address, by the connection; one hop less, and out.
@@ -23,14 +25,16 @@ pub enum Work {
 
 impl Work {
     const fn is_tunnelled(self) -> bool {
-        matches!(self, Work::Vxlan | Work::TrackedVxlan)
+        matches!(self, Work::Vxlan | Work::Geneve | Work::TrackedVxlan)
     }
 
     /// The flow rules, with what sends a packet out at the end.
     fn rules(self) -> Vec<String> {
         let send = if self.is_tunnelled() { "output:out" } else { "dec_ttl,output:out" };
         let commit = match self {
-            Work::Forward | Work::Vxlan => return vec![format!("priority=10,in_port=p0,ip,actions={send}")],
+            Work::Forward | Work::Vxlan | Work::Geneve => {
+                return vec![format!("priority=10,in_port=p0,ip,actions={send}")];
+            }
             Work::TrackedVxlan => "commit",
             Work::SourceNat => "commit,nat(src=198.51.100.1:32768-65535)",
             Work::DestinationNat => "commit,nat(dst=10.1.1.2)",
@@ -48,15 +52,49 @@ impl Work {
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Debian's DPDK build lies beside the ordinary one, which `ovs-vswitchd` names.
 const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
-/// What the switch takes to read its frames and to come to its pace.
-const WARM_UP: Duration = Duration::from_secs(4);
-
-/// A switch and its database, in a lab's first namespace.
-struct Switch<'a> {
-    lab: &'a Lab,
+/// A switch and its database, in a namespace of their own. It is stopped while it is not its turn.
+pub struct Switch {
+    lab: Lab,
 }
 
-impl Switch<'_> {
+impl Switch {
+    /// A switch one PMD thread of which, on CPU 1, does this to `pcap`'s frames (`net_pcap`, `infinite_rx`).
+    ///
+    /// # Errors
+    /// When a tool is missing or says no.
+    pub fn from_memory(pcap: &Path, work: Work) -> Result<Switch, PeerError> {
+        let switch = Switch { lab: Lab::new(&["ovs"])? };
+        switch.start()?;
+        switch.configure(pcap, work)?;
+        switch.signal("STOP")?;
+        Ok(switch)
+    }
+
+    /// Lets it go on for a while, after a moment to come to its pace; returns the packets a second that it received.
+    ///
+    /// # Errors
+    /// When it forwards nothing.
+    pub fn turn(&self, time: Duration) -> Result<f64, PeerError> {
+        self.signal("CONT")?;
+        // Its flows are in its caches after the first round of the frames.
+        wait_for("Open vSwitch to forward", || {
+            Ok(received_rate(&self.ask("dpif-netdev/pmd-perf-show -nh")?))
+        })?;
+        std::thread::sleep(time / 5);
+        self.ask("dpif-netdev/pmd-stats-clear")?;
+        std::thread::sleep(time);
+        // Every recirculation counts as a packet in pmd-stats-show; pmd-perf-show counts received packets.
+        let said = self.ask("dpif-netdev/pmd-perf-show -nh")?;
+        self.signal("STOP")?;
+        received_rate(&said).ok_or_else(|| PeerError::Idle { peer: "Open vSwitch", log: tail(&said) })
+    }
+
+    fn signal(&self, name: &str) -> Result<(), PeerError> {
+        let path = self.lab.path("vs.pid");
+        let pid = std::fs::read_to_string(&path).map_err(|source| PeerError::File { path, source })?;
+        signal(name, pid.trim())
+    }
+
     /// Runs one of its tools in the namespace, its files in the lab's folder.
     fn tool(&self, line: &str) -> Result<String, PeerError> {
         let folder = self.lab.path("");
@@ -111,10 +149,10 @@ impl Switch<'_> {
             self.vsctl(&format!("add-port br-phy p1 -- set Interface p1 {sink}"))?;
             self.tool("ip addr add 192.168.77.1/24 dev br-phy")?;
             self.tool("ip link set br-phy up")?;
-            self.vsctl(
-                "add-port br-int out -- set Interface out type=vxlan options:remote_ip=192.168.77.2 \
-                 options:key=100",
-            )?;
+            let kind = if work == Work::Geneve { "geneve" } else { "vxlan" };
+            self.vsctl(&format!(
+                "add-port br-int out -- set Interface out type={kind} options:remote_ip=192.168.77.2 options:key=100"
+            ))?;
             self.ask("tnl/arp/set br-phy 192.168.77.2 02:00:00:00:00:99")?;
         } else {
             self.vsctl(&format!("add-port br-int out -- set Interface out {sink}"))?;
@@ -131,35 +169,6 @@ impl Switch<'_> {
         }
         Ok(())
     }
-}
-
-impl Drop for Switch<'_> {
-    fn drop(&mut self) {
-        for name in ["vs.pid", "db.pid"] {
-            if let Ok(pid) = std::fs::read_to_string(self.lab.path(name)) {
-                let _ = run("kill", &[pid.trim()]);
-            }
-        }
-        // Their devices go with the namespace; it takes them a moment to end.
-        std::thread::sleep(Duration::from_secs(1));
-    }
-}
-
-/// Packets a second of one PMD thread on CPU 1, from `pcap`'s frames (`net_pcap`, `infinite_rx`).
-///
-/// # Errors
-/// When a tool is missing or the switch forwards nothing.
-pub fn from_memory(pcap: &Path, work: Work, time: Duration) -> Result<f64, PeerError> {
-    let lab = Lab::new(&["ovs"])?;
-    let switch = Switch { lab: &lab };
-    switch.start()?;
-    switch.configure(pcap, work)?;
-    std::thread::sleep(WARM_UP);
-    switch.ask("dpif-netdev/pmd-stats-clear")?;
-    std::thread::sleep(time);
-    // Every recirculation counts as a packet in pmd-stats-show; pmd-perf-show counts received packets.
-    let said = switch.ask("dpif-netdev/pmd-perf-show -nh")?;
-    received_rate(&said).ok_or_else(|| PeerError::Idle { peer: "Open vSwitch", log: tail(&said) })
 }
 
 /// The first thread's rate: `Rx packets: 61234567 (15308 Kpps, 130 cycles/pkt)`.

@@ -1,4 +1,4 @@
-//! DPDK's testpmd: MAC forwarding of frames replayed from memory, and frames sent and forwarded with `net_af_xdp`.
+//! DPDK's testpmd: MAC forwarding of frames replayed from memory, and frames forwarded with `net_af_xdp`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,85 +6,156 @@ use std::time::Duration;
 use super::lab::{Lab, Program};
 use super::{PeerError, tail};
 
-/// What testpmd takes to read its frames and to come to its pace.
-const WARM_UP: Duration = Duration::from_secs(4);
-
 /// The arguments of every testpmd here: forwarding on one core, no device of the machine, memory that goes with it.
 fn environment(prefix: &str, main_core: u8) -> String {
-    format!("-l 0,1 --main-lcore {main_core} --no-pci --in-memory --file-prefix {prefix}")
+    let own = std::process::id();
+    format!("-l 0,1 --main-lcore {main_core} --no-pci --no-telemetry --in-memory --file-prefix {prefix}{own}")
 }
 
-/// Starts testpmd with the arguments in `line`.
-pub(super) fn start(lab: &Lab, place: usize, line: &str) -> Result<Program, PeerError> {
-    lab.start(place, "0,1", "dpdk-testpmd", &line.split_whitespace().collect::<Vec<_>>())
+/// What a port says of its rate.
+const RECEIVED: &str = "Rx-pps:";
+const SENT: &str = "Tx-pps:";
+
+/// A testpmd that is asked by typing at it, and stopped while it is not its turn.
+pub struct Testpmd {
+    program: Program,
+    ports: usize,
 }
 
-/// Packets a second of `mac` forwarding on CPU 1, from `pcap`'s frames, read into memory once and received over and over
-/// (`net_pcap`, `infinite_rx`), to a port that discards them.
-///
-/// # Errors
-/// When testpmd does not run or forwards nothing.
-pub fn from_memory(lab: &Lab, pcap: &Path, frames: usize, time: Duration) -> Result<f64, PeerError> {
-    // `infinite_rx` keeps every frame in a buffer of its own.
-    let buffers = frames + 16_384;
-    let line = format!(
-        "{} --vdev=net_pcap0,rx_pcap={},infinite_rx=1 --vdev=net_null0,no-rx=1 -- --forward-mode=mac \
-         --port-topology=chained --auto-start --stats-period 1 --total-num-mbufs={buffers}",
-        environment("mem", 0),
-        pcap.display()
-    );
-    let program = start(lab, 0, &line)?;
-    std::thread::sleep(WARM_UP);
-    let before = sent_rates(&program.log()?).len();
-    std::thread::sleep(time);
-    let log = program.log()?;
-    let rates = sent_rates(&log);
-    let steady = &rates[before.min(rates.len())..];
-    if steady.is_empty() {
-        return Err(PeerError::Idle { peer: "testpmd", log: tail(&log) });
+impl Testpmd {
+    /// Starts one with `ports` ports and the arguments in two lines: of the environment (cores, devices), and its own.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(
+        lab: &Lab,
+        place: usize,
+        ports: usize,
+        environment: &str,
+        own: &str,
+    ) -> Result<Testpmd, PeerError> {
+        let line = format!("{environment} -- --interactive {own}");
+        let mut program =
+            lab.start(place, "0,1", "dpdk-testpmd", &line.split_whitespace().collect::<Vec<_>>())?;
+        program.wait_for(0, "testpmd>", 1)?;
+        Ok(Testpmd { program, ports })
     }
-    Ok(steady.iter().sum::<f64>() / steady.len() as f64)
-}
 
-/// The rates that it printed, without its idle ports' zeros.
-fn sent_rates(log: &str) -> Vec<f64> {
-    rates(log, "Tx-pps:")
-}
+    /// Types a command.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn tell(&mut self, command: &str) -> Result<(), PeerError> {
+        self.program.tell(command)
+    }
 
-/// The same of what it received.
-pub(super) fn received_rates(log: &str) -> Vec<f64> {
-    rates(log, "Rx-pps:")
+    /// What it has said.
+    ///
+    /// # Errors
+    /// When its log is gone.
+    pub fn log(&self) -> Result<String, PeerError> {
+        self.program.log()
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<(), PeerError> {
+        self.program.pause()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<(), PeerError> {
+        self.program.resume()
+    }
+
+    /// Packets a second, received and sent by all ports, since it was last asked; by its own clock.
+    fn rates(&mut self) -> Result<(f64, f64), PeerError> {
+        let from = self.program.log()?.len();
+        self.program.tell("show port stats all")?;
+        let said = self.program.wait_for(from, "Tx-bps", self.ports)?;
+        Ok((rates(&said, RECEIVED).iter().sum(), rates(&said, SENT).iter().sum()))
+    }
+
+    /// Lets it go on for a while, after a moment to come to its pace; returns what it received and sent a second.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn turn(&mut self, time: Duration) -> Result<(f64, f64), PeerError> {
+        self.resume()?;
+        std::thread::sleep(time / 5);
+        self.rates()?;
+        std::thread::sleep(time);
+        let rates = self.rates()?;
+        self.pause()?;
+        Ok(rates)
+    }
+
+    /// That it did nothing.
+    #[must_use]
+    pub fn idle(&self, peer: &'static str) -> PeerError {
+        PeerError::Idle { peer, log: tail(&self.log().unwrap_or_default()) }
+    }
 }
 
 fn rates(log: &str, label: &str) -> Vec<f64> {
     let rate = |line: &str| line.trim().strip_prefix(label)?.split_whitespace().next()?.parse().ok();
-    log.lines().filter_map(rate).filter(|&rate: &f64| rate > 0.0).collect()
+    log.lines().filter_map(rate).collect()
 }
 
-/// Starts to forward every frame between two interfaces, on CPU 1.
+/// `mac` forwarding on CPU 1 of `pcap`'s frames, read into memory once and received over and over (`net_pcap`,
+/// `infinite_rx`), to a port that discards them.
+///
+/// # Errors
+/// When testpmd does not start.
+pub fn from_memory(lab: &Lab, pcap: &Path, frames: usize) -> Result<Testpmd, PeerError> {
+    // `infinite_rx` keeps every frame in a buffer of its own.
+    let buffers = frames + 16_384;
+    let devices = format!(
+        "{} --vdev=net_pcap0,rx_pcap={},infinite_rx=1 --vdev=net_null0,no-rx=1",
+        environment("mem", 0),
+        pcap.display()
+    );
+    let own = format!("--forward-mode=mac --port-topology=chained --auto-start --total-num-mbufs={buffers}");
+    let testpmd = Testpmd::start(lab, 0, 2, &devices, &own)?;
+    testpmd.pause()?;
+    Ok(testpmd)
+}
+
+/// Forwards every frame between two interfaces of a place, on CPU 1.
 ///
 /// # Errors
 /// When it does not start.
-pub fn forward(lab: &Lab, place: usize, left: &str, right: &str) -> Result<Program, PeerError> {
-    let line = format!(
-        "{} -m 128 --vdev=net_af_xdp0,iface={left} --vdev=net_af_xdp1,iface={right} -- --forward-mode=io \
-         --auto-start --stats-period 1 --total-num-mbufs=32768",
+pub fn between(lab: &Lab, place: usize, left: &str, right: &str) -> Result<Testpmd, PeerError> {
+    let devices = format!(
+        "{} -m 128 --vdev=net_af_xdp0,iface={left} --vdev=net_af_xdp1,iface={right}",
         environment("dut", 0)
     );
-    start(lab, place, &line)
+    Testpmd::start(lab, place, 2, &devices, "--forward-mode=io --auto-start --total-num-mbufs=32768")
 }
 
-/// Starts to send 64-byte frames to a station as fast as CPU 0 can.
+/// A switch that serves two vhost-user sockets and forwards between them on CPU 1 (`net_vhost`, `io`).
 ///
 /// # Errors
 /// When it does not start.
-pub fn send(lab: &Lab, place: usize, interface: &str, station: &str) -> Result<Program, PeerError> {
-    let line = format!(
-        "{} -m 128 --vdev=net_af_xdp0,iface={interface} -- --forward-mode=txonly --auto-start \
-         --stats-period 1 --txpkts=64 --total-num-mbufs=16384 --eth-peer=0,{station}",
-        environment("gen", 1)
+pub fn switch(lab: &Lab, sockets: &[std::path::PathBuf; 2]) -> Result<Testpmd, PeerError> {
+    let [left, right] = sockets;
+    let devices = format!(
+        "{} -m 256 --vdev=net_vhost0,iface={},queues=1 --vdev=net_vhost1,iface={},queues=1",
+        environment("switch", 0),
+        left.display(),
+        right.display()
     );
-    start(lab, place, &line)
+    Testpmd::start(lab, 0, 2, &devices, "--forward-mode=io --auto-start --total-num-mbufs=32768")
+}
+
+/// The environment of a guest on CPU 0.
+pub(super) fn guest_environment() -> String {
+    environment("guest", 1)
 }
 
 #[cfg(test)]
@@ -94,7 +165,8 @@ mod tests {
     #[test]
     fn rates_are_read_from_what_testpmd_prints() {
         let log = "  Throughput (since last show)\n  Rx-pps:            0          Rx-bps:            0\n  \
-                   Tx-pps:      1234567          Tx-bps:    592592160\n  Tx-pps:            0          Tx-bps: 0\n";
-        assert_eq!(sent_rates(log), [1_234_567.0]);
+                   Tx-pps:      1234567          Tx-bps:    592592160\n  Tx-pps:            1          Tx-bps: 0\n";
+        assert_eq!(rates(log, SENT), [1_234_567.0, 1.0]);
+        assert_eq!(rates(log, RECEIVED), [0.0]);
     }
 }

@@ -1,24 +1,25 @@
-//! vhost-user: two virtio-user ports of one testpmd, the guest on CPU 0, and testpmd's `net_vhost` on CPU 1 between them in
-//! the place that ours takes.
+//! A guest on vhost-user: a testpmd with two virtio-user ports on CPU 0, each of which sends what the other has received,
+//! through whoever serves their sockets.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::lab::{Lab, Program};
-use super::testpmd::{received_rates, start};
-use super::{PeerError, tail};
-
-/// What a switch takes to serve its sockets, and a guest to come to its pace.
-const WARM_UP: Duration = Duration::from_secs(4);
+use super::PeerError;
+use super::headers::Headers;
+use super::lab::Lab;
+use super::testpmd::{Testpmd, guest_environment};
 
 /// The guest's rings and frames.
-#[derive(Clone, Copy, Debug)]
-pub struct Guest {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rings {
     /// Whether its rings are packed, else split.
     pub packed: bool,
-    /// Bytes of each frame, check sequence not included.
+    /// Bytes of each frame, check sequence included.
     pub size: u16,
 }
+
+/// The MAC addresses of the guest's two ports.
+pub const MACS: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
 
 /// The sockets of the two ports in a lab's folder.
 #[must_use]
@@ -26,49 +27,56 @@ pub fn sockets(lab: &Lab) -> [PathBuf; 2] {
     ["vhost0", "vhost1"].map(|name| lab.path(name))
 }
 
-/// Starts testpmd's plain forwarding between the two sockets, which it serves, on CPU 1.
-///
-/// # Errors
-/// When it does not start.
-pub fn switch(lab: &Lab) -> Result<Program, PeerError> {
-    let [left, right] = sockets(lab);
-    let line = format!(
-        "-l 0,1 --main-lcore 0 --no-pci --in-memory --file-prefix switch -m 256 --vdev=net_vhost0,iface={},queues=1 \
-         --vdev=net_vhost1,iface={},queues=1 -- --forward-mode=io --auto-start --stats-period 1 \
-         --total-num-mbufs=32768",
-        left.display(),
-        right.display()
-    );
-    start(lab, 0, &line)
-}
+/// A guest whose frames go round.
+pub struct Guest(Testpmd);
 
-/// Packets a second that a guest receives at its two ports, each of which sends what the other has received, through
-/// whoever serves the sockets.
-///
-/// # Errors
-/// When testpmd does not run or nothing comes back.
-pub fn circulate(lab: &Lab, guest: Guest, time: Duration) -> Result<f64, PeerError> {
-    std::thread::sleep(WARM_UP);
-    let [left, right] = sockets(lab);
-    let device = format!("queue_size=1024,packed_vq={}", u8::from(guest.packed));
-    let line = format!(
-        "-l 0,1 --main-lcore 1 --no-pci --in-memory --file-prefix guest -m 256 --single-file-segments \
-         --vdev=net_virtio_user0,path={},{device} --vdev=net_virtio_user1,path={},{device} -- --forward-mode=io \
-         --auto-start --tx-first --txpkts={} --stats-period 1 --total-num-mbufs=32768 --txd=1024 --rxd=1024",
-        left.display(),
-        right.display(),
-        guest.size
-    );
-    let program = start(lab, 0, &line)?;
-    std::thread::sleep(WARM_UP);
-    let before = received_rates(&program.log()?).len();
-    std::thread::sleep(time);
-    let log = program.log()?;
-    let rates = received_rates(&log);
-    let steady = &rates[before.min(rates.len())..];
-    if steady.is_empty() {
-        return Err(PeerError::Idle { peer: "the guest's testpmd", log: tail(&log) });
+impl Guest {
+    /// Starts a guest at the sockets of a lab, which somebody serves. With headers each port gives the frames that it sends
+    /// those of its own, as a pod would that answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(lab: &Lab, rings: Rings, headers: Option<&[Headers; 2]>) -> Result<Guest, PeerError> {
+        let [left, right] = sockets(lab);
+        let kind = format!("queue_size=1024,packed_vq={}", u8::from(rings.packed));
+        let devices = format!(
+            "{} -m 256 --single-file-segments --vdev=net_virtio_user0,path={},mac={},{kind} \
+             --vdev=net_virtio_user1,path={},mac={},{kind}",
+            guest_environment(),
+            left.display(),
+            MACS[0],
+            right.display(),
+            MACS[1]
+        );
+        let own = format!(
+            "--forward-mode=io --txpkts={} --total-num-mbufs=32768 --txd=1024 --rxd=1024 --txonly-multi-flow",
+            rings.size - 4
+        );
+        let mut testpmd = Testpmd::start(lab, 0, 2, &devices, &own)?;
+        if let Some(headers) = headers {
+            for (port, headers) in headers.iter().enumerate() {
+                let program = headers.compile(lab, &format!("port{port}"))?;
+                testpmd.tell(&format!("bpf-load tx {port} 0 J {}", program.display()))?;
+            }
+        }
+        testpmd.tell("start tx_first")?;
+        Ok(Guest(testpmd))
     }
-    // Each of the two ports prints its own.
-    Ok(2.0 * steady.iter().sum::<f64>() / steady.len() as f64)
+
+    /// Lets it go on for a while; returns the packets a second that it receives at its two ports.
+    ///
+    /// # Errors
+    /// When it has ended, or nothing comes back.
+    pub fn turn(&mut self, time: Duration) -> Result<f64, PeerError> {
+        let (received, _) = self.0.turn(time)?;
+        if received > 0.0 { Ok(received) } else { Err(self.0.idle("the guest's testpmd")) }
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<(), PeerError> {
+        self.0.pause()
+    }
 }

@@ -1,0 +1,414 @@
+//! The rows of a comparison: what ours and a peer do with the same frames, set up so that they can take turns.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use penstock_io::pcap;
+use penstock_wire::MacAddr;
+
+use crate::args::PeerChoice;
+use crate::document::Compared;
+use crate::node::{policies, traffic};
+use crate::peers::daemon::{Daemon, GATEWAY, settings};
+use crate::peers::headers::Headers;
+use crate::peers::kernel::{Street, Who, Work};
+use crate::peers::lab::Lab;
+use crate::peers::vhost::{Guest, MACS, Rings, sockets};
+use crate::peers::{PeerError, ovs, testpmd};
+use crate::profile::{Path, Popularity, Ports, Profile, Segment, Size, counted};
+use crate::statistics::{Ratio, Round};
+use crate::trial::{Load, Trial, TrialError};
+use crate::validity::{Calibration, guarded};
+
+/// The rules of ours under which a stateful path is compared.
+const RULES: u32 = 100;
+
+/// What both do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Task {
+    /// From memory to memory, beside testpmd's ports.
+    MemoryPorts(u32),
+    /// From memory to memory, beside Open vSwitch.
+    Memory(Path, ovs::Work, u32),
+    /// From one port of a guest to the other, ports alone.
+    Guest(Rings),
+    /// The same with connections and policy, beside ports alone.
+    PolicedGuest(Rings),
+    /// From one veth to the other.
+    Veths(Who, Who, Work),
+}
+
+/// A row.
+pub(crate) struct Row {
+    /// Its short name.
+    pub(crate) key: String,
+    /// What both do.
+    pub(crate) title: String,
+    peer: PeerChoice,
+    task: Task,
+}
+
+/// Somebody whose turn it may be.
+type Turn = Box<dyn FnMut(Duration) -> Result<f64, RowError>>;
+
+/// Both, set up.
+struct Pair {
+    ours: Turn,
+    theirs: Turn,
+    who: [String; 2],
+    note: Option<String>,
+}
+
+/// Why a row could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RowError {
+    /// The peer's side.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// Our side.
+    #[error(transparent)]
+    Trial(#[from] TrialError),
+}
+
+/// All rows beside these peers.
+pub(crate) fn rows(choice: PeerChoice) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut add = |key: String, title: String, peer, task| rows.push(Row { key, title, peer, task });
+    for flows in [1_000, 100_000] {
+        add(
+            format!("memory-forward-{}", flows / 1000),
+            format!("memory: ports alone, {} flows", counted(flows)),
+            PeerChoice::Testpmd,
+            Task::MemoryPorts(flows),
+        );
+    }
+    for (key, title, path, work) in [
+        ("l3", "L3 forward", Path::L3, ovs::Work::Forward),
+        ("vxlan", "VXLAN", Path::VxlanEncap, ovs::Work::Vxlan),
+        ("geneve", "Geneve", Path::GeneveEncap, ovs::Work::Geneve),
+        ("stateful-vxlan", "connections, policy, VXLAN", Path::StatefulVxlan, ovs::Work::TrackedVxlan),
+        ("snat", "connections, policy, source NAT", Path::Snat, ovs::Work::SourceNat),
+        ("service", "connections, policy, service", Path::Service, ovs::Work::DestinationNat),
+    ] {
+        for flows in [1_000, 100_000] {
+            add(
+                format!("memory-{key}-{}", flows / 1000),
+                format!("memory: {title}, {} flows", counted(flows)),
+                PeerChoice::OvsDpdk,
+                Task::Memory(path, work, flows),
+            );
+        }
+    }
+    for packed in [false, true] {
+        let kind = if packed { "packed" } else { "split" };
+        for size in [64, 512, 1500] {
+            let rings = Rings { packed, size };
+            add(
+                format!("vhost-{kind}-{size}"),
+                format!("guest to guest: {kind} rings, {size} B, ports alone"),
+                PeerChoice::Testpmd,
+                Task::Guest(rings),
+            );
+            add(
+                format!("vhost-stateful-{kind}-{size}"),
+                format!("guest to guest: {kind} rings, {size} B, ours with connections and policy"),
+                PeerChoice::Testpmd,
+                Task::PolicedGuest(rings),
+            );
+        }
+    }
+    add(
+        "veth-ports".into(),
+        "AF_XDP on veths: ports alone".into(),
+        PeerChoice::Testpmd,
+        Task::Veths(Who::Ports, Who::Testpmd, Work::Wire),
+    );
+    for (key, title, work) in [
+        ("bridge", "pod to pod, the kernel's bridge", Work::Bridge),
+        ("route", "pod to pod, the kernel's route", Work::Route),
+        ("vxlan", "pod to another node, VXLAN", Work::Vxlan),
+        ("rules-0", "pod to pod, connections, no rules", Work::Rules(0)),
+        ("rules-1k", "pod to pod, connections, 1 k rules", Work::Rules(1_000)),
+        ("rules-10k", "pod to pod, connections, 10 k rules", Work::Rules(10_000)),
+    ] {
+        let task = Task::Veths(Who::Daemon, Who::Kernel, work);
+        add(format!("veth-{key}"), format!("veths: {title}"), PeerChoice::Kernel, task);
+    }
+    rows.retain(|row| choice == PeerChoice::All || row.peer == choice);
+    rows
+}
+
+impl Row {
+    /// Sets both up, lets them take turns, takes them down.
+    pub(crate) fn measure(
+        &self,
+        rounds: usize,
+        time: Duration,
+        mut say: impl FnMut(&str),
+    ) -> Result<Compared, RowError> {
+        say("setting up");
+        let Pair { mut ours, mut theirs, who, note } = self.set_up()?;
+        let [ours_is, peer_is] = who;
+        let (mut all, mut steal, mut repeated) = (Vec::with_capacity(rounds), 0.0f64, 0);
+        for number in 1..=rounds {
+            let (round, validity) = guarded(|_: &Calibration| {
+                say(&format!("round {number}: ours"));
+                let before = ours(time)?;
+                say(&format!("round {number}: the peer"));
+                let other = theirs(time)?;
+                say(&format!("round {number}: ours again"));
+                Ok::<Round, RowError>(Round { ours: before, theirs: other, again: ours(time)? })
+            })?;
+            steal = steal.max(validity.steal);
+            repeated += validity.repeated;
+            all.push(round);
+        }
+        Ok(Compared {
+            row: self.key.clone(),
+            title: self.title.clone(),
+            ours: ours_is,
+            peer: peer_is,
+            ratio: Ratio::of(&all),
+            rounds: all,
+            steal,
+            repeated,
+            note,
+        })
+    }
+
+    fn set_up(&self) -> Result<Pair, RowError> {
+        match self.task {
+            Task::MemoryPorts(flows) => memory_ports(flows),
+            Task::Memory(path, work, flows) => memory(path, work, flows),
+            Task::Guest(rings) => guests(rings, false),
+            Task::PolicedGuest(rings) => guests(rings, true),
+            Task::Veths(ours, theirs, work) => veths(ours, theirs, work),
+        }
+    }
+}
+
+fn profile(path: Path, flows: u32) -> Profile {
+    Profile {
+        path,
+        ports: Ports::Memory,
+        size: Size::Bytes(64),
+        flows,
+        rules: if path.is_stateful() { RULES } else { 0 },
+        workers: 1,
+        ipv6: false,
+        segment: Segment::Udp,
+        popularity: Popularity::Uniform,
+        seed: 1,
+    }
+}
+
+/// Ours on ports in memory.
+fn in_memory(profile: Profile) -> Result<Turn, RowError> {
+    let mut trial = Trial::new(profile)?;
+    Ok(Box::new(move |time| Ok(trial.measure(Load::Full, time)?.mpps * 1e6)))
+}
+
+/// Writes the frames that ours replays, in the same order.
+fn capture(lab: &Lab, profile: &Profile) -> Result<PathBuf, RowError> {
+    let traffic = traffic(profile).map_err(TrialError::from)?;
+    let file = lab.path("frames.pcap");
+    let write = |path: &std::path::Path| {
+        let mut writer = pcap::Writer::new(BufWriter::new(File::create(path)?))?;
+        for &number in &traffic.order {
+            let frame = &traffic.frames[number as usize];
+            writer.write(Duration::ZERO, frame, frame.len() as u32)?;
+        }
+        writer.get_mut().flush()
+    };
+    write(&file).map_err(|source| PeerError::File { path: file.clone(), source })?;
+    Ok(file)
+}
+
+fn memory_ports(flows: u32) -> Result<Pair, RowError> {
+    let profile = profile(Path::Forward, flows);
+    let lab = Lab::new(&["memory"])?;
+    let file = capture(&lab, &profile)?;
+    let mut peer = testpmd::from_memory(&lab, &file, flows as usize)?;
+    Ok(Pair {
+        ours: in_memory(profile)?,
+        theirs: Box::new(move |time| {
+            let _lab = &lab;
+            let (_, sent) = peer.turn(time)?;
+            if sent > 0.0 { Ok(sent) } else { Err(peer.idle("testpmd").into()) }
+        }),
+        who: [
+            "memory ports, new MAC addresses".into(),
+            "testpmd: mac, net_pcap infinite_rx to net_null".into(),
+        ],
+        note: None,
+    })
+}
+
+fn memory(path: Path, work: ovs::Work, flows: u32) -> Result<Pair, RowError> {
+    let profile = profile(path, flows);
+    let files = Lab::new(&["files"])?;
+    let switch = ovs::Switch::from_memory(&capture(&files, &profile)?, work)?;
+    let rules = if path.is_stateful() { format!(", {RULES} other rules") } else { String::new() };
+    Ok(Pair {
+        ours: in_memory(profile)?,
+        theirs: Box::new(move |time| {
+            let _files = &files;
+            Ok(switch.turn(time)?)
+        }),
+        who: [
+            format!("a worker on memory ports{rules}"),
+            format!("OVS-DPDK: {work:?}, one PMD, net_pcap infinite_rx to net_null"),
+        ],
+        note: None,
+    })
+}
+
+/// Who serves a guest's sockets.
+enum Server {
+    Ports(crate::peers::lab::Program),
+    Daemon(Daemon),
+    Testpmd(testpmd::Testpmd),
+}
+
+impl Server {
+    fn pause(&self) -> Result<(), PeerError> {
+        match self {
+            Server::Ports(program) => program.pause(),
+            Server::Daemon(daemon) => daemon.pause(),
+            Server::Testpmd(testpmd) => testpmd.pause(),
+        }
+    }
+
+    fn resume(&self) -> Result<(), PeerError> {
+        match self {
+            Server::Ports(program) => program.resume(),
+            Server::Daemon(daemon) => daemon.resume(),
+            Server::Testpmd(testpmd) => testpmd.resume(),
+        }
+    }
+}
+
+/// A guest and its server take their turn.
+fn circulate(lab: Lab, server: Server, mut guest: Guest) -> Result<Turn, RowError> {
+    guest.pause()?;
+    server.pause()?;
+    Ok(Box::new(move |time| {
+        let _lab = &lab;
+        server.resume()?;
+        let rate = guest.turn(time);
+        if let (Err(_), Server::Daemon(daemon)) = (&rate, &server) {
+            let log = format!("drops: {:?}", daemon.drops()?);
+            return Err(PeerError::Idle { peer: "the guest behind penstockd", log }.into());
+        }
+        server.pause()?;
+        Ok(rate?)
+    }))
+}
+
+fn guests(rings: Rings, is_policed: bool) -> Result<Pair, RowError> {
+    let lab = Lab::new(&["vhost"])?;
+    let (server, guest) = if is_policed {
+        let (daemon, headers) = policed(&lab, rings)?;
+        let guest = Guest::start(&lab, rings, Some(&headers))?;
+        (Server::Daemon(daemon), guest)
+    } else {
+        let program = std::env::current_exe().unwrap_or_default();
+        let [left, right] = sockets(&lab).map(|path| path.display().to_string());
+        let arguments = ["forward-sockets", &left, &right];
+        let mut program = lab.start(0, "1", &program.to_string_lossy(), &arguments)?;
+        program.wait_for(0, "forwarding", 1)?;
+        let guest = Guest::start(&lab, rings, None)?;
+        (Server::Ports(program), guest)
+    };
+    let ours = circulate(lab, server, guest)?;
+    let lab = Lab::new(&["peer"])?;
+    let switch = testpmd::switch(&lab, &sockets(&lab))?;
+    let guest = Guest::start(&lab, rings, None)?;
+    let theirs = circulate(lab, Server::Testpmd(switch), guest)?;
+    let ours_is = if is_policed {
+        format!("penstockd: two vhost-user endpoints, connections, policy with {RULES} other rules")
+    } else {
+        "vhost-user ports alone".to_owned()
+    };
+    let note = is_policed.then(|| {
+        "the guest's transmit queues give its frames their first headers back (eBPF), a cost that the peer's guest does not have"
+            .to_owned()
+    });
+    Ok(Pair {
+        ours,
+        theirs,
+        who: [ours_is, "testpmd: net_vhost, io; the guest is a testpmd with two virtio-user ports".into()],
+        note,
+    })
+}
+
+/// Our daemon with the guest's two ports as endpoints under policy, and the headers that the guest's frames need.
+fn policed(lab: &Lab, rings: Rings) -> Result<(Daemon, [Headers; 2]), RowError> {
+    let paths = sockets(lab);
+    let mut file = settings(lab, "node1", 1, "poll", GATEWAY)
+        + "[[network]]\nname = \"default\"\nvni = 100\nprefixes = [\"10.1.0.0/16\"]\n";
+    for (number, (path, mac)) in paths.iter().zip(MACS).enumerate() {
+        file += &format!(
+            "[[endpoint]]\nname = \"guest{number}\"\nnetwork = \"default\"\nmac = \"{mac}\"\naddresses = [\"10.1.1.{}\"]\n\
+             attachment = {{ vhost-user = {{ socket = \"{}\", role = \"server\" }} }}\n",
+            number + 1,
+            path.display()
+        );
+    }
+    file += &policies(RULES);
+    // Whichever end's first packet comes first, it may pass.
+    file += "[[policy.rules]]\nname = \"back\"\ndirection = \"ingress\"\naction = \"allow\"\n\
+             peers = [{ prefix = \"10.1.0.0/16\" }]\nports = [{ protocol = \"udp\" }]\n";
+    let daemon = Daemon::start(lab, 0, "node1", "0,1", &file)?;
+    let [one, other] = [1, 2].map(|host| Ipv4Addr::new(10, 1, 1, host));
+    let station = |last| MacAddr([2, 0, 0, 0, 0, last]);
+    let headers = Headers {
+        dst_mac: station(0xfe),
+        src_mac: station(1),
+        src: one,
+        dst: other,
+        size: rings.size,
+        is_answer: false,
+    };
+    let back = Headers { src_mac: station(2), src: other, dst: one, is_answer: true, ..headers };
+    Ok((daemon, [headers, back]))
+}
+
+fn veths(ours: Who, theirs: Who, work: Work) -> Result<Pair, RowError> {
+    let turn = |who: Who| -> Result<Turn, RowError> {
+        let street = Street::build(who, work)?;
+        Ok(Box::new(move |time| Ok(street.turn(time)?.0)))
+    };
+    let who = |who: Who| match who {
+        Who::Kernel => format!("Linux: {work:?} on CPU 1 by receive packet steering"),
+        Who::Daemon => "penstockd: AF_XDP on both veths, one worker".to_owned(),
+        Who::Ports => "AF_XDP ports alone".to_owned(),
+        Who::Testpmd => "testpmd: net_af_xdp, io".to_owned(),
+    };
+    let note = matches!(work, Work::Rules(_)).then(|| {
+        "for nftables flows that are never answered stay new, so that each of their packets meets every rule".to_owned()
+    });
+    Ok(Pair { ours: turn(ours)?, theirs: turn(theirs)?, who: [who(ours), who(theirs)], note })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_row_has_a_name_of_its_own_and_a_peer() {
+        let all = rows(PeerChoice::All);
+        let names: HashSet<&str> = all.iter().map(|row| row.key.as_str()).collect();
+        assert_eq!(names.len(), all.len());
+        let of = |choice| rows(choice).len();
+        assert_eq!(
+            of(PeerChoice::Testpmd) + of(PeerChoice::OvsDpdk) + of(PeerChoice::Kernel),
+            all.len(),
+            "rows of each peer are all rows"
+        );
+    }
+}
