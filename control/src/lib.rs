@@ -9,3 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod kubernetes;
+pub mod push;
+pub mod status;
+pub mod watch;
