@@ -8,4 +8,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod kubernetes;
+pub mod translate;
