@@ -8,7 +8,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod cluster;
 pub mod kubernetes;
 pub mod push;
 pub mod status;
+pub mod translate;
 pub mod watch;
