@@ -9,5 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod judge;
 pub mod kubernetes;
+pub mod manifests;
 pub mod translate;
