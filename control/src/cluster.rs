@@ -247,6 +247,16 @@ impl Cluster {
         self.set_endpoint(name, None)
     }
 
+    /// Gives a pod an address to be told apart by, where nothing else does.
+    pub(crate) fn place(&mut self, pod: &Scoped, address: std::net::IpAddr) {
+        if let Some(known) = self.pods.get_mut(pod) {
+            let known = Arc::make_mut(known);
+            known.claims.push(address);
+            self.owners.claim(pod, Some(known));
+            self.settle(pod);
+        }
+    }
+
     fn set_endpoint(&mut self, name: &Name, endpoint: Option<model::Endpoint>) -> Change {
         let mut change = Change::default();
         let pod = pod_of(name);

@@ -10,7 +10,9 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod judge;
 pub mod kubernetes;
+pub mod manifests;
 pub mod push;
 pub mod status;
 pub mod translate;

@@ -74,6 +74,12 @@ impl Settings {
         }
     }
 
+    /// The name of the network that pods are in unless they ask for another: `default`.
+    #[must_use]
+    pub fn network() -> Name {
+        names::name("default")
+    }
+
     fn node(&self) -> Option<&String> {
         match &self.scope {
             Scope::Node(node) => Some(node),
