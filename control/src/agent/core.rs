@@ -1,18 +1,22 @@
 //! The agent's own loop: news change the cluster, a changed cluster changes what the dataplane is to hold.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use penstock_api::proto;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Options;
 use super::health::Health;
 use crate::cluster::{Change, Cluster};
-use crate::push::{Dataplane, EVENTS, PushMetrics, Pusher, Wanted};
+use crate::kubernetes::{Key, Kind};
+use crate::push::{Dataplane, PushMetrics, Pusher, Wanted};
+use crate::status::{Outlook, is_answered};
 use crate::translate::{Settings, Translation};
 use crate::watch::{NEWS, News};
 
@@ -73,11 +77,22 @@ pub(super) struct Core {
     /// Whether every kind is known, so that what is not there is really not there.
     is_complete: bool,
     pusher: tokio::task::JoinSet<()>,
+    /// Where what the dataplane tells goes.
+    events: mpsc::Sender<proto::Event>,
+    outlook: watch::Sender<Outlook>,
+    /// Whether an object came or went whose status says if it is honoured.
+    answers_changed: bool,
 }
 
 impl Core {
     /// A loop that knows nothing yet.
-    pub(super) fn new(options: &Options, wanted: Wanted, health: Health, metrics: CoreMetrics) -> Self {
+    pub(super) fn new(
+        options: &Options,
+        wanted: Wanted,
+        health: Health,
+        metrics: CoreMetrics,
+        events: mpsc::Sender<proto::Event>,
+    ) -> Self {
         let network = "default".parse().expect("a sound name");
         Self {
             cluster: Cluster::new(network),
@@ -90,7 +105,15 @@ impl Core {
             dataplane: options.dataplane.clone(),
             is_complete: false,
             pusher: tokio::task::JoinSet::new(),
+            events,
+            outlook: watch::Sender::default(),
+            answers_changed: false,
         }
+    }
+
+    /// What is thought of the cluster's objects, now and whenever that changes.
+    pub(super) fn outlook(&self) -> watch::Receiver<Outlook> {
+        self.outlook.subscribe()
     }
 
     /// What the way to the dataplane counts.
@@ -123,6 +146,12 @@ impl Core {
 
     /// Changes the cluster as it is told.
     fn take(&mut self, news: News) {
+        let kind = match &news {
+            News::Applied(object) => object.key().kind,
+            News::Removed(key) => key.kind,
+            News::Listed(kind, _) => *kind,
+        };
+        self.answers_changed |= is_answered(kind);
         match news {
             News::Applied(object) => self.change.merge(self.cluster.apply(&object)),
             News::Removed(key) => self.change.merge(self.cluster.remove(&key)),
@@ -145,13 +174,41 @@ impl Core {
         self.wanted.change(since, delta.deletes.into_iter().map(|key| (key, None)).chain(upserts));
         self.metrics.translated_in.observe(since.elapsed().as_secs_f64());
         self.metrics.objects.set(self.wanted.len() as i64);
-        self.metrics.problems.set(self.translation.refusals().count() as i64);
+        self.look_out();
         if self.pusher.is_empty() {
             // Not before: a dataplane must not be told to forget what is only not known yet.
-            let (events, _) = mpsc::channel(EVENTS);
-            let pusher =
-                Pusher::new(self.dataplane.clone(), self.wanted.clone(), self.push_metrics.clone(), events);
+            let (wanted, metrics) = (self.wanted.clone(), self.push_metrics.clone());
+            let pusher = Pusher::new(self.dataplane.clone(), wanted, metrics, self.events.clone());
             self.pusher.spawn(pusher.run());
         }
+    }
+
+    /// Says what cannot be honoured.
+    fn look_out(&mut self) {
+        let mut problems: BTreeMap<Key, Vec<String>> = BTreeMap::new();
+        for (key, of_input) in self.cluster.problems() {
+            problems.entry(key.clone()).or_default().extend(of_input.iter().map(ToString::to_string));
+        }
+        for (key, problem) in self.translation.refusals() {
+            problems.entry(key.clone()).or_default().push(problem.to_string());
+        }
+        self.metrics.problems.set(problems.len() as i64);
+        let answered = std::mem::take(&mut self.answers_changed).then(|| {
+            let kinds = Kind::ALL.iter().filter(|kind| is_answered(**kind));
+            kinds.flat_map(|kind| self.cluster.keys(*kind)).collect::<BTreeSet<Key>>()
+        });
+        self.outlook.send_if_modified(|outlook| {
+            let new = problems.iter().filter(|(key, said)| outlook.problems.get(*key) != Some(*said));
+            for (key, said) in new {
+                said.iter().for_each(|problem| tracing::warn!("{key}: {problem}"));
+            }
+            let changed = outlook.problems != problems
+                || answered.as_ref().is_some_and(|answered| outlook.answered != *answered);
+            outlook.problems = problems;
+            if let Some(answered) = answered {
+                outlook.answered = answered;
+            }
+            changed
+        });
     }
 }

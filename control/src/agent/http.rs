@@ -71,7 +71,8 @@ pub(super) async fn serve(listener: TcpListener, answers: Arc<Answers>) {
 }
 
 async fn serve_one(stream: TcpStream, answers: &Answers) {
-    let respond = service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(answer(&request, answers)));
+    let respond =
+        service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(answer(&request, answers)));
     let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), respond);
     match tokio::time::timeout(PATIENCE, connection).await {
         Ok(Ok(())) => {}

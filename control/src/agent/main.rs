@@ -18,11 +18,12 @@ const EXAMPLES: &str = "\
 Examples:
   penstock-agent --node $(hostname)                              in a pod of the cluster, by its service account
   penstock-agent --node node1 --kubeconfig /etc/penstock/agent.kubeconfig
+  penstock-agent --node edge1 --manifests /etc/penstock/manifests    without an API server
   PENSTOCK_LOG=debug penstock-agent …                            levels: error, warn, info, debug, trace
 
 Signals: TERM and INT end it; the dataplane goes on with what it has.";
 
-/// The Penstock agent: drives a node's dataplane as Kubernetes wants.
+/// The Penstock agent: drives a node's dataplane as Kubernetes, or a directory of manifests, wants.
 #[derive(Debug, Parser)]
 #[command(name = "penstock-agent", version, after_help = EXAMPLES)]
 struct Arguments {
@@ -30,14 +31,20 @@ struct Arguments {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node: Name,
     /// A kubeconfig; the pod's own account, KUBECONFIG and ~/.kube/config are tried when there is none.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     kubeconfig: Option<PathBuf>,
+    /// A directory of manifests in the place of an API server; it is read whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
     /// The dataplane's socket.
     #[arg(long, env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Where /metrics, /healthz and /readyz are served, as in 127.0.0.1:9470; nowhere when absent.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// The namespace of the lease that one agent of the cluster holds.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system", value_name = "NAME")]
+    namespace: String,
     /// How the log is written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -62,11 +69,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let source = Source::Kubernetes { kubeconfig: arguments.kubeconfig };
+    let source = match arguments.manifests {
+        Some(path) => Source::Manifests(path),
+        None => Source::Kubernetes { kubeconfig: arguments.kubeconfig },
+    };
     let options = Options {
         node: arguments.node,
         source,
         dataplane: Dataplane { socket: arguments.socket, owns_endpoints: false },
+        namespace: arguments.namespace,
         listen: arguments.listen,
     };
     match runtime.block_on(run(options)) {

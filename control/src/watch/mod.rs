@@ -5,6 +5,7 @@
 //! not at all.
 
 mod api;
+mod directory;
 mod pace;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use std::collections::BTreeSet;
 use crate::kubernetes::{Key, Kind, Object};
 
 pub use api::{WatchMetrics, Watches};
+pub use directory::{DirectoryError, follow_directory};
 
 /// News that may wait for whoever listens; a source waits when there are more.
 pub const NEWS: usize = 1024;
