@@ -126,8 +126,9 @@ impl Client {
     }
 
     /// Adds objects, or replaces those with the same keys; all of them or none.
-    pub async fn upsert(&mut self, objects: &[Object]) -> Result<Live, ClientError> {
-        let request = proto::UpsertRequest { objects: objects.iter().map(proto::Object::from).collect() };
+    pub async fn upsert(&mut self, objects: impl IntoIterator<Item = &Object>) -> Result<Live, ClientError> {
+        let objects = objects.into_iter().map(proto::Object::from).collect();
+        let request = proto::UpsertRequest { objects };
         applied(call("upsert", self.inner.upsert(request)).await?)
     }
 

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)]
 
 mod accelerated;
+mod api_server;
 mod beyond;
 mod changes;
 mod churn;
@@ -19,6 +20,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod malformed;
+mod manifests;
 mod mtu;
 mod operations;
 mod overlay;

@@ -1,0 +1,214 @@
+//! The agent's own loop: news change the cluster, a changed cluster changes what the dataplane is to hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use penstock_api::proto;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Options;
+use super::health::Health;
+use crate::cluster::{Change, Cluster};
+use crate::kubernetes::{Key, Kind};
+use crate::push::{Dataplane, PushMetrics, Pusher, Wanted};
+use crate::status::{Outlook, is_answered};
+use crate::translate::{Settings, Translation};
+use crate::watch::{NEWS, News};
+
+/// How often the loop breathes when there are no news.
+const BREATH: Duration = Duration::from_secs(1);
+
+/// What the loop counts. Clones count together.
+#[derive(Debug, Clone)]
+pub(super) struct CoreMetrics {
+    news: Counter,
+    objects: Gauge,
+    problems: Gauge,
+    translated_in: Histogram,
+}
+
+impl Default for CoreMetrics {
+    fn default() -> Self {
+        let bounds = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 5.0];
+        Self {
+            news: Counter::default(),
+            objects: Gauge::default(),
+            problems: Gauge::default(),
+            translated_in: Histogram::new(bounds),
+        }
+    }
+}
+
+impl CoreMetrics {
+    /// Shows them in a registry.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("news", "What was told of the cluster", self.news.clone());
+        registry.register("wanted_objects", "Objects that the dataplane is to hold", self.objects.clone());
+        registry.register(
+            "unusable_objects",
+            "Objects of the cluster that cannot be honoured as they are",
+            self.problems.clone(),
+        );
+        registry.register_with_unit(
+            "translated_in",
+            "From news to what the dataplane is to hold",
+            Unit::Seconds,
+            self.translated_in.clone(),
+        );
+    }
+}
+
+/// The loop.
+pub(super) struct Core {
+    cluster: Cluster,
+    /// What changed in it since it was last translated.
+    change: Change,
+    translation: Translation,
+    wanted: Wanted,
+    health: Health,
+    metrics: CoreMetrics,
+    push_metrics: PushMetrics,
+    dataplane: Dataplane,
+    /// Whether every kind is known, so that what is not there is really not there.
+    is_complete: bool,
+    pusher: tokio::task::JoinSet<()>,
+    /// Where what the dataplane tells goes.
+    events: mpsc::Sender<proto::Event>,
+    outlook: watch::Sender<Outlook>,
+    /// Whether an object came or went whose status says if it is honoured.
+    answers_changed: bool,
+}
+
+impl Core {
+    /// A loop that knows nothing yet.
+    pub(super) fn new(
+        options: &Options,
+        wanted: Wanted,
+        health: Health,
+        metrics: CoreMetrics,
+        events: mpsc::Sender<proto::Event>,
+    ) -> Self {
+        let network = "default".parse().expect("a sound name");
+        Self {
+            cluster: Cluster::new(network),
+            change: Change::default(),
+            translation: Translation::new(Settings::of_node(options.node.as_str())),
+            wanted,
+            health,
+            metrics,
+            push_metrics: PushMetrics::default(),
+            dataplane: options.dataplane.clone(),
+            is_complete: false,
+            pusher: tokio::task::JoinSet::new(),
+            events,
+            outlook: watch::Sender::default(),
+            answers_changed: false,
+        }
+    }
+
+    /// What is thought of the cluster's objects, now and whenever that changes.
+    pub(super) fn outlook(&self) -> watch::Receiver<Outlook> {
+        self.outlook.subscribe()
+    }
+
+    /// What the way to the dataplane counts.
+    pub(super) fn push_metrics(&self) -> &PushMetrics {
+        &self.push_metrics
+    }
+
+    /// Goes on until nobody tells anything any more.
+    pub(super) async fn run(mut self, mut told: mpsc::Receiver<News>) {
+        let mut breath = interval(BREATH);
+        breath.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(NEWS);
+        loop {
+            tokio::select! {
+                count = told.recv_many(&mut batch, NEWS) => if count == 0 { return },
+                _ = breath.tick() => {}
+            }
+            self.health.breathe();
+            if batch.is_empty() {
+                continue;
+            }
+            let since = Instant::now();
+            self.metrics.news.inc_by(batch.len() as u64);
+            batch.drain(..).for_each(|news| self.take(news));
+            if self.is_complete {
+                self.publish(since);
+            }
+        }
+    }
+
+    /// Changes the cluster as it is told.
+    fn take(&mut self, news: News) {
+        let kind = match &news {
+            News::Applied(object) => object.key().kind,
+            News::Removed(key) => key.kind,
+            News::Listed(kind, _) => *kind,
+        };
+        self.answers_changed |= is_answered(kind);
+        match news {
+            News::Applied(object) => self.change.merge(self.cluster.apply(&object)),
+            News::Removed(key) => self.change.merge(self.cluster.remove(&key)),
+            News::Listed(kind, keys) => {
+                for gone in self.cluster.keys(kind).difference(&keys) {
+                    self.change.merge(self.cluster.remove(gone));
+                }
+                if self.health.listed(kind) {
+                    self.is_complete = true;
+                }
+            }
+        }
+    }
+
+    /// Says what the dataplane is to hold now.
+    fn publish(&mut self, since: Instant) {
+        let change = std::mem::take(&mut self.change);
+        let delta = self.translation.follow(&self.cluster, &change);
+        let upserts = delta.upserts.into_iter().map(|object| (object.key(), Some(object)));
+        self.wanted.change(since, delta.deletes.into_iter().map(|key| (key, None)).chain(upserts));
+        self.metrics.translated_in.observe(since.elapsed().as_secs_f64());
+        self.metrics.objects.set(self.wanted.len() as i64);
+        self.look_out();
+        if self.pusher.is_empty() {
+            // Not before: a dataplane must not be told to forget what is only not known yet.
+            let (wanted, metrics) = (self.wanted.clone(), self.push_metrics.clone());
+            let pusher = Pusher::new(self.dataplane.clone(), wanted, metrics, self.events.clone());
+            self.pusher.spawn(pusher.run());
+        }
+    }
+
+    /// Says what cannot be honoured.
+    fn look_out(&mut self) {
+        let mut problems: BTreeMap<Key, Vec<String>> = BTreeMap::new();
+        for (key, of_input) in self.cluster.problems() {
+            problems.entry(key.clone()).or_default().extend(of_input.iter().map(ToString::to_string));
+        }
+        for (key, problem) in self.translation.refusals() {
+            problems.entry(key.clone()).or_default().push(problem.to_string());
+        }
+        self.metrics.problems.set(problems.len() as i64);
+        let answered = std::mem::take(&mut self.answers_changed).then(|| {
+            let kinds = Kind::ALL.iter().filter(|kind| is_answered(**kind));
+            kinds.flat_map(|kind| self.cluster.keys(*kind)).collect::<BTreeSet<Key>>()
+        });
+        self.outlook.send_if_modified(|outlook| {
+            let new = problems.iter().filter(|(key, said)| outlook.problems.get(*key) != Some(*said));
+            for (key, said) in new {
+                said.iter().for_each(|problem| tracing::warn!("{key}: {problem}"));
+            }
+            let changed = outlook.problems != problems
+                || answered.as_ref().is_some_and(|answered| outlook.answered != *answered);
+            outlook.problems = problems;
+            if let Some(answered) = answered {
+                outlook.answered = answered;
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! `penstock-agent`: drives a node's dataplane as its cluster wants.
+
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use penstock_api::DEFAULT_SOCKET;
+use penstock_api::model::Name;
+use penstock_control::agent::{Options, Source, run};
+use penstock_control::push::Dataplane;
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  penstock-agent --node $(hostname)                              in a pod of the cluster, by its service account
+  penstock-agent --node node1 --kubeconfig /etc/penstock/agent.kubeconfig
+  penstock-agent --node edge1 --manifests /etc/penstock/manifests    without an API server
+  PENSTOCK_LOG=debug penstock-agent …                            levels: error, warn, info, debug, trace
+
+Signals: TERM and INT end it; the dataplane goes on with what it has.";
+
+/// The Penstock agent: drives a node's dataplane as Kubernetes, or a directory of manifests, wants.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-agent", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The node that it works for, as Kubernetes calls it.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node: Name,
+    /// A kubeconfig; the pod's own account, KUBECONFIG and ~/.kube/config are tried when there is none.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// A directory of manifests in the place of an API server; it is read whenever it changes.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// The dataplane's socket.
+    #[arg(long, env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Where /metrics, /healthz and /readyz are served, as in 127.0.0.1:9470; nowhere when absent.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The namespace of the lease that one agent of the cluster holds.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system", value_name = "NAME")]
+    namespace: String,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// An object of JSON a line.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.log_format);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let source = match arguments.manifests {
+        Some(path) => Source::Manifests(path),
+        None => Source::Kubernetes { kubeconfig: arguments.kubeconfig },
+    };
+    let options = Options {
+        node: arguments.node,
+        source,
+        dataplane: Dataplane { socket: arguments.socket, owns_endpoints: false },
+        namespace: arguments.namespace,
+        listen: arguments.listen,
+    };
+    match runtime.block_on(run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("PENSTOCK_LOG");
+    let told = filter.is_ok() || std::env::var_os("PENSTOCK_LOG").is_none();
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    if !told {
+        tracing::warn!(
+            "PENSTOCK_LOG is no filter, so it is not heeded; write, for example, PENSTOCK_LOG=debug"
+        );
+    }
+}

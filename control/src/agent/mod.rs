@@ -1,0 +1,162 @@
+//! The agent of a node: what the cluster wants of it goes to its dataplane, how that went goes back.
+//!
+//! ```text
+//!  API server, manifests --News--> Core: Cluster -> translate --> Wanted --> Pusher --> penstockd
+//!        ^                           |                                         |
+//!        +---- status, events -------+<------------- Progress -----------------+
+//! ```
+
+mod core;
+mod health;
+mod http;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use penstock_api::model::Name;
+use prometheus_client::registry::Registry;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use self::core::{Core, CoreMetrics};
+use self::health::Health;
+use self::http::Answers;
+pub use self::http::ListenError;
+use crate::push::{Dataplane, EVENTS, Wanted};
+use crate::status::{Lease, Reporter, Sources};
+use crate::watch::{DirectoryError, NEWS, WatchMetrics, Watches, follow_directory};
+
+/// Where the agent learns what the cluster wants.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The API server that a kubeconfig names, or the one that this pod belongs to.
+    Kubernetes {
+        /// The kubeconfig; `KUBECONFIG`, `~/.kube/config` and the pod's own account are tried when absent.
+        kubeconfig: Option<PathBuf>,
+    },
+    /// A directory of manifests.
+    Manifests(PathBuf),
+}
+
+/// What an agent is told at its start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The node that it works for.
+    pub node: Name,
+    /// Where it learns what the cluster wants.
+    pub source: Source,
+    /// The dataplane that it drives.
+    pub dataplane: Dataplane,
+    /// The namespace of the lease that one agent of the cluster holds.
+    pub namespace: String,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Why an agent ended.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The directory of manifests cannot be followed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Nobody can ask how it is.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// There is no kubeconfig that says where the API server is.
+    #[error(
+        "no API server is known: {source}; name a kubeconfig with --kubeconfig, or a directory with --manifests"
+    )]
+    NoServer {
+        /// What was tried.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What the kubeconfig says cannot be used.
+    #[error(
+        "the API server cannot be asked: {0}; see whether the kubeconfig's certificates and keys are sound"
+    )]
+    Client(#[source] Box<kube::Error>),
+    /// The system refuses signals.
+    #[error("signals cannot be heeded: {0}")]
+    Signals(#[source] std::io::Error),
+    /// The source ended, which it never should.
+    #[error("nothing more is told of the cluster: the source of news ended")]
+    Ended,
+}
+
+/// Drives the dataplane of a node until SIGTERM or SIGINT. The dataplane then goes on with what it has.
+///
+/// # Errors
+/// [`AgentError`].
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
+    let wanted = Wanted::default();
+    let health = Health::new(wanted.progress());
+    let (core_metrics, watch_metrics) = (CoreMetrics::default(), WatchMetrics::default());
+    let progress = wanted.progress();
+    let (events, told_events) = mpsc::channel(EVENTS);
+    let core = Core::new(&options, wanted, health.clone(), core_metrics.clone(), events);
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(address) = options.listen {
+        let mut registry = Registry::with_prefix("penstock_agent");
+        core_metrics.register(&mut registry);
+        watch_metrics.register(&mut registry);
+        core.push_metrics().register(&mut registry);
+        let listener = http::listen(address).await?;
+        tracing::info!("/metrics, /healthz and /readyz are served on http://{address}");
+        tasks.spawn(http::serve(listener, Arc::new(Answers { registry, health })));
+    }
+    let (news, told) = mpsc::channel(NEWS);
+    // Kept until the end, for with it the watches end.
+    let mut watches = None;
+    let mut directory = tokio::task::JoinSet::new();
+    match &options.source {
+        Source::Manifests(path) => {
+            let path = path.clone();
+            directory.spawn(async move { follow_directory(&path, news).await });
+        }
+        Source::Kubernetes { kubeconfig } => {
+            let client = client(kubeconfig.as_deref()).await?;
+            let lease =
+                Lease::new(client.clone(), &options.namespace, "penstock-agent", options.node.as_str());
+            let (outlook, leading) = (core.outlook(), lease.leading());
+            let sources = Sources { outlook, progress, leading, events: told_events };
+            tasks.spawn(lease.run());
+            tasks.spawn(Reporter::new(client.clone(), options.node.as_str(), sources).run());
+            watches = Some(Watches::start(client, news, watch_metrics));
+        }
+    }
+    let outcome = tokio::select! {
+        () = core.run(told) => match directory.join_next().await {
+            Some(Ok(Err(error))) => Err(error.into()),
+            _ => Err(AgentError::Ended),
+        },
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    drop(watches);
+    if outcome.is_ok() {
+        tracing::info!("ended; the dataplane goes on with what it has");
+    }
+    outcome
+}
+
+/// A client of the API server that `kubeconfig` names, or the surroundings.
+async fn client(kubeconfig: Option<&std::path::Path>) -> Result<kube::Client, AgentError> {
+    let config = match kubeconfig {
+        None => {
+            kube::Config::infer().await.map_err(|source| AgentError::NoServer { source: source.into() })?
+        }
+        Some(path) => {
+            let unusable =
+                |source: kube::config::KubeconfigError| AgentError::NoServer { source: source.into() };
+            let kubeconfig = kube::config::Kubeconfig::read_from(path).map_err(unusable)?;
+            let options = kube::config::KubeConfigOptions::default();
+            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?
+        }
+    };
+    kube::Client::try_from(config).map_err(|error| AgentError::Client(Box::new(error)))
+}

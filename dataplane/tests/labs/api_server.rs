@@ -1,0 +1,261 @@
+//! A real API server in a lab: what is applied there is what pods' packets meet on two nodes, each with an agent.
+
+mod server;
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, Running, programs, under4, v4, v6, wait_until};
+use crate::traffic::{no_ping, ping, reach};
+use server::Server;
+
+/// From an answer of the API server to what packets meet, in debug builds on a busy machine.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// Two nodes with a pod each whose dataplanes know of nothing but these and the uplink, their agents, and an API server.
+struct Cluster {
+    agents: Vec<Option<Running>>,
+    server: Server,
+    lab: Lab,
+}
+
+impl Cluster {
+    fn up() -> Cluster {
+        let lab = Lab::up("--pods 2 --no-daemons");
+        for i in 1..=2 {
+            // Other nodes and the ways to them are for the agents to say.
+            let file = lab.file(&format!("node{i}.toml"));
+            let text = std::fs::read_to_string(&file).expect("the lab wrote it");
+            let end = text.find("[[peer]]").expect("the other node is a peer");
+            std::fs::write(&file, &text[..end]).expect("the lab's own folder");
+            lab.start(i);
+        }
+        let server = Server::start(&lab);
+        let mut cluster = Cluster { agents: vec![None, None], server, lab };
+        for i in 1..=2 {
+            cluster.add_node(i);
+        }
+        for i in 1..=2 {
+            cluster.start_agent(i);
+        }
+        cluster
+    }
+
+    fn add_node(&self, i: u8) {
+        let name = format!("node{i}");
+        let cidrs = [format!("10.244.{i}.0/24"), format!("fd10:244:{i}::/64")];
+        self.server.apply(
+            "/api/v1/nodes",
+            &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}}),
+        );
+        let addresses = json!([{"type": "InternalIP", "address": under4(i)}]);
+        self.server.apply_status(
+            "/api/v1/nodes",
+            &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}}),
+        );
+        for j in 1..=2 {
+            self.add_pod(i, j, &json!({"node": name, "pod": format!("pod{j}")}));
+        }
+    }
+
+    /// Pod `j` of node `i` as kubelet would write it.
+    fn add_pod(&self, i: u8, j: u8, labels: &Value) {
+        let pods = "/api/v1/namespaces/default/pods";
+        let name = format!("node{i}-pod{j}");
+        self.server.apply(
+            pods,
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "default", "labels": labels},
+                "spec": {"nodeName": format!("node{i}"), "containers": [{"name": "c", "image": "i"}]},
+            }),
+        );
+        let status = json!({
+            "phase": "Running", "podIP": v4(i, j), "podIPs": [{"ip": v4(i, j)}, {"ip": v6(i, j)}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        });
+        self.server.apply_status(
+            pods,
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "status": status}),
+        );
+    }
+
+    fn start_agent(&mut self, i: u8) {
+        let lab = &self.lab;
+        let line = format!(
+            "{} --node node{i} --kubeconfig {} --socket {} --listen 127.0.0.1:9470 --log-format json",
+            programs().join("penstock-agent").display(),
+            self.server.kubeconfig().display(),
+            lab.file(&format!("node{i}.sock")).display(),
+        );
+        let log = lab.file(&format!("agent{i}.log"));
+        let agent = lab.node(i).spawn(&format!("sh -c 'exec {line} 2>>{}'", log.display()));
+        self.agents[usize::from(i) - 1] = Some(agent);
+        wait_until(&format!("the agent of node{i} is ready"), || self.asks(i, "readyz").status.success());
+    }
+
+    fn asks(&self, i: u8, path: &str) -> Output {
+        self.lab.node(i).attempt(&format!("curl -sSf -m 2 http://127.0.0.1:9470/{path}"))
+    }
+
+    /// The value of a metric of the agent of node `i`.
+    fn metric(&self, i: u8, name: &str) -> f64 {
+        let text = String::from_utf8(self.asks(i, "metrics").stdout).expect("text");
+        let line = text.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    }
+
+    /// Waits until an echo from pod 1 of node 1 to an address comes back, or does not. How long that took.
+    fn until(&self, to: &str, answers: bool) -> Duration {
+        let from = Instant::now();
+        wait_until(&format!("{to} {}", if answers { "answers" } else { "is silent" }), || {
+            let asked = self.lab.pod(1, 1).attempt(&format!("ping -c 1 -W 0.2 {to}"));
+            asked.status.success() == answers
+        });
+        from.elapsed()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for i in 1..=2 {
+                let log =
+                    std::fs::read_to_string(self.lab.file(&format!("agent{i}.log"))).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(20).collect();
+                eprintln!("--- agent {i}: the end of its log");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            self.server.testify();
+        }
+    }
+}
+
+const POLICIES: &str = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
+
+/// Pod 1 of node 2 takes nothing but what `from` selects.
+fn policy(from: &Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "closed", "namespace": "default"},
+        "spec": {
+            "podSelector": {"matchLabels": {"node": "node2", "pod": "pod1"}},
+            "policyTypes": ["Ingress"],
+            "ingress": from,
+        },
+    })
+}
+
+#[test]
+fn packets_follow_what_is_applied_over_restarts_of_everybody() {
+    let mut cluster = Cluster::up();
+    // Nodes are peers, and their pods are reached.
+    for to in [v4(2, 1), v6(2, 1)] {
+        reach(&cluster.lab.pod(1, 1), &to);
+        ping(&cluster.lab.pod(1, 1), &to);
+    }
+
+    // A policy closes a pod; labels open it again.
+    cluster.server.apply(POLICIES, &policy(&json!([])));
+    let closed = cluster.until(&v4(2, 1), false);
+    no_ping(&cluster.lab.pod(1, 1), &v6(2, 1));
+    let friend = json!([{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}]}]);
+    cluster.server.apply(POLICIES, &policy(&friend));
+    no_ping(&cluster.lab.pod(1, 1), &v4(2, 1));
+    cluster.add_pod(1, 1, &json!({"node": "node1", "pod": "pod1", "friend": "yes"}));
+    let opened = cluster.until(&v4(2, 1), true);
+    no_ping(&cluster.lab.pod(1, 2), &v4(2, 1));
+    assert!(closed < BOUND && opened < BOUND, "closed after {closed:?}, open after {opened:?}");
+
+    // The API server is away, killed: nothing that flows changes, and agents stay.
+    cluster.server.kill();
+    ping(&cluster.lab.pod(1, 1), &v4(2, 1));
+    no_ping(&cluster.lab.pod(1, 2), &v4(2, 1));
+    // A dataplane that restarts meanwhile gets everything from its agent.
+    cluster.lab.kill(2);
+    cluster.lab.start(2);
+    reach(&cluster.lab.pod(1, 1), &v4(2, 1));
+    no_ping(&cluster.lab.pod(1, 2), &v4(2, 1));
+    cluster.server.restart(&cluster.lab);
+    cluster.server.delete(POLICIES, "closed");
+    wait_until("the policy is gone", || {
+        cluster.lab.pod(1, 2).attempt(&format!("ping -c 1 -W 0.2 {}", v4(2, 1))).status.success()
+    });
+
+    // An agent that restarts finds everything in place.
+    let before = cluster.lab.ask(1, "status")["generation"].clone();
+    cluster.agents[0].take().expect("started").end("TERM");
+    ping(&cluster.lab.pod(1, 1), &v4(2, 1));
+    cluster.start_agent(1);
+    assert_eq!(cluster.lab.ask(1, "status")["generation"], before, "what was in place was sent again");
+    println!("closed after {closed:?}, open after {opened:?}");
+}
+
+#[test]
+fn what_was_compacted_while_an_agent_was_cut_off_is_listed_anew() {
+    let mut cluster = Cluster::up();
+    cluster.server.apply(POLICIES, &policy(&json!([])));
+    cluster.until(&v4(2, 1), false);
+    let lists = "penstock_agent_watch_lists_total{kind=\"NetworkPolicy\"}";
+    let before = cluster.metric(2, lists);
+    // Node 2 cannot speak to the API server; what ends the watches still comes in.
+    let cut = format!("route {{}} prohibit {}/32", cluster.server.address());
+    cluster.lab.node(2).run(&format!("ip {}", cut.replace("{}", "add")));
+    cluster.server.kill();
+    cluster.server.restart(&cluster.lab);
+    cluster.server.delete(POLICIES, "closed");
+    for i in 0..20 {
+        cluster.add_pod(1, 2, &json!({"node": "node1", "pod": "pod2", "round": i.to_string()}));
+    }
+    cluster.server.compact(&cluster.lab);
+    // A server that begins after the compaction has no memory of what was before.
+    cluster.server.kill();
+    cluster.server.restart(&cluster.lab);
+    no_ping(&cluster.lab.pod(1, 1), &v4(2, 1));
+    cluster.lab.node(2).run(&format!("ip {}", cut.replace("{}", "del")));
+    cluster.until(&v4(2, 1), true);
+    assert!(cluster.metric(2, lists) > before, "there was no new list");
+}
+
+#[test]
+fn services_of_the_cluster_lead_to_their_pods() {
+    let cluster = Cluster::up();
+    let (services, slices) = (
+        "/api/v1/namespaces/default/services",
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+    );
+    let spec = json!({
+        "clusterIPs": ["10.96.0.80", "fd10:96::80"], "clusterIP": "10.96.0.80",
+        "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+        "ports": [{"name": "echo", "port": 80, "targetPort": 7000}],
+    });
+    cluster.server.apply(
+        services,
+        &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "echo", "namespace": "default"}, "spec": spec}),
+    );
+    for (family, address) in [("IPv4", v4(2, 1)), ("IPv6", v6(2, 1))] {
+        cluster.server.apply(
+            slices,
+            &json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+                "metadata": {
+                    "name": format!("echo-{}", family.to_lowercase()), "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "echo"},
+                },
+                "ports": [{"name": "echo", "port": 7000, "protocol": "TCP"}],
+                "endpoints": [{"addresses": [address], "nodeName": "node2", "conditions": {"ready": true}}],
+            }),
+        );
+    }
+    let _server = cluster.lab.pod(2, 1).serve(7000, "python3 -m http.server --bind :: 7000");
+    for address in ["10.96.0.80", "[fd10:96::80]"] {
+        wait_until(&format!("{address} is served"), || {
+            let asked =
+                cluster.lab.pod(1, 1).attempt(&format!("curl -gsSf -m 2 -o /dev/null http://{address}/"));
+            asked.status.success()
+        });
+    }
+}
