@@ -9,4 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod cluster;
 pub mod kubernetes;
+pub mod translate;

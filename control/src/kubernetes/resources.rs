@@ -1,5 +1,7 @@
 //! Our own resources, `penstock.dev/v1alpha1`, and the one that asks for further interfaces.
 
+#![allow(clippy::duplicated_attributes, reason = "printer columns may well be of one type")]
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, CustomResourceExt};
