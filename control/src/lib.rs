@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod agent;
 pub mod cluster;
 pub mod judge;

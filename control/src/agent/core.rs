@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Options;
+use super::balancer::Plan;
 use super::health::Health;
 use crate::cluster::{Change, Cluster};
 use crate::kubernetes::{Key, Kind};
@@ -80,6 +81,11 @@ pub(super) struct Core {
     /// Where what the dataplane tells goes.
     events: mpsc::Sender<proto::Event>,
     outlook: watch::Sender<Outlook>,
+    /// Who is to have which address outside.
+    plan: Plan,
+    plan_changed: bool,
+    /// What of it the balancer knows: nothing before every kind is known, for it would take back what it does not see.
+    plan_told: watch::Sender<Option<Plan>>,
     /// Whether an object came or went whose status says if it is honoured.
     answers_changed: bool,
 }
@@ -107,6 +113,9 @@ impl Core {
             pusher: tokio::task::JoinSet::new(),
             events,
             outlook: watch::Sender::default(),
+            plan: Plan::default(),
+            plan_changed: true,
+            plan_told: watch::Sender::default(),
             answers_changed: false,
         }
     }
@@ -119,6 +128,11 @@ impl Core {
     /// What the way to the dataplane counts.
     pub(super) fn push_metrics(&self) -> &PushMetrics {
         &self.push_metrics
+    }
+
+    /// Who is to have which address outside, now and whenever that may change.
+    pub(super) fn plan(&self) -> watch::Receiver<Option<Plan>> {
+        self.plan_told.subscribe()
     }
 
     /// Goes on until nobody tells anything any more.
@@ -153,17 +167,25 @@ impl Core {
         };
         self.answers_changed |= is_answered(kind);
         match news {
-            News::Applied(object) => self.change.merge(self.cluster.apply(&object)),
-            News::Removed(key) => self.change.merge(self.cluster.remove(&key)),
+            News::Applied(object) => {
+                self.plan_changed |= self.plan.apply(&object);
+                self.change.merge(self.cluster.apply(&object));
+            }
+            News::Removed(key) => self.forget(&key),
             News::Listed(kind, keys) => {
                 for gone in self.cluster.keys(kind).difference(&keys) {
-                    self.change.merge(self.cluster.remove(gone));
+                    self.forget(gone);
                 }
                 if self.health.listed(kind) {
                     self.is_complete = true;
                 }
             }
         }
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.plan_changed |= self.plan.remove(key);
+        self.change.merge(self.cluster.remove(key));
     }
 
     /// Says what the dataplane is to hold now.
@@ -175,6 +197,9 @@ impl Core {
         self.metrics.translated_in.observe(since.elapsed().as_secs_f64());
         self.metrics.objects.set(self.wanted.len() as i64);
         self.look_out();
+        if std::mem::take(&mut self.plan_changed) {
+            self.plan_told.send_replace(Some(self.plan.clone()));
+        }
         if self.pusher.is_empty() {
             // Not before: a dataplane must not be told to forget what is only not known yet.
             let (wanted, metrics) = (self.wanted.clone(), self.push_metrics.clone());

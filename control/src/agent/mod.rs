@@ -6,6 +6,7 @@
 //!        +---- status, events -------+<------------- Progress -----------------+
 //! ```
 
+mod balancer;
 mod core;
 mod health;
 mod http;
@@ -20,6 +21,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use self::balancer::Balancer;
 use self::core::{Core, CoreMetrics};
 use self::health::Health;
 use self::http::Answers;
@@ -124,6 +126,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 Lease::new(client.clone(), &options.namespace, "penstock-agent", options.node.as_str());
             let (outlook, leading) = (core.outlook(), lease.leading());
             let sources = Sources { outlook, progress, leading, events: told_events };
+            let balancer = Balancer {
+                client: client.clone(),
+                node: options.node.to_string(),
+                plan: core.plan(),
+                leading: lease.leading(),
+                socket: options.dataplane.socket.clone(),
+            };
+            tasks.spawn(balancer.run());
             tasks.spawn(lease.run());
             tasks.spawn(Reporter::new(client.clone(), options.node.as_str(), sources).run());
             watches = Some(Watches::start(client, news, watch_metrics));

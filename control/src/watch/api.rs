@@ -274,6 +274,8 @@ fn judge(error: &watcher::Error, is_streaming: bool) -> Then {
     match (code, error) {
         (404, _) => Then::Wait,
         (400 | 422, _) if is_streaming => Then::ListPlainly,
+        // So says a server whose etcd is too old to tell it how far a watch is.
+        (_, watcher::Error::WatchError(_)) if is_streaming && code != 410 => Then::ListPlainly,
         // The watcher itself begins again when the stream says so, but not when the answer to its question does.
         (410, watcher::Error::WatchStartFailed(_) | watcher::Error::WatchFailed(_)) => Then::Relist,
         _ => Then::GoOn,
@@ -304,5 +306,9 @@ mod tests {
         assert_eq!(judge(&refused(422), true), Then::ListPlainly);
         assert_eq!(judge(&refused(422), false), Then::GoOn);
         assert_eq!(judge(&refused(404), true), Then::Wait);
+        let cannot = watcher::Error::WatchError(status(500));
+        assert_eq!(judge(&cannot, true), Then::ListPlainly);
+        assert_eq!(judge(&cannot, false), Then::GoOn);
+        assert_eq!(judge(&watcher::Error::WatchError(status(410)), true), Then::GoOn);
     }
 }

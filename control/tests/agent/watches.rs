@@ -125,6 +125,16 @@ async fn an_older_server_is_asked_for_plain_lists() {
 }
 
 #[tokio::test]
+async fn a_server_with_an_old_etcd_is_asked_for_plain_lists() {
+    let cannot = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500, "reason": "InternalError", "message": "no progress"});
+    let (_stream, refused) = watch([event("ERROR", &cannot)]);
+    let (_more, reply) = watch([event("DELETED", &pod("a", "8"))]);
+    let server = ApiServer::start([refused, Reply::List(vec![pod("a", "5")], "7"), reply]).await;
+    let mut told = Told::by(&server);
+    told.expect(&["+a", "=a", "-a"]).await;
+}
+
+#[tokio::test]
 async fn kinds_that_nobody_serves_are_none() {
     let (_more, reply) = watch([event("ADDED", &pod("a", "5")), end_of_list("7")]);
     let server = ApiServer::start([reply]).await;

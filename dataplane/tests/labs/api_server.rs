@@ -158,6 +158,15 @@ fn packets_follow_what_is_applied_over_restarts_of_everybody() {
         ping(&cluster.lab.pod(1, 1), &to);
     }
 
+    // The scheduler is told that the nodes have a network.
+    for i in 1..=2 {
+        wait_until("the node says that its network is there", || {
+            let node = cluster.server.get(&format!("/api/v1/nodes/node{i}"));
+            let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().any(|it| it["type"] == "NetworkUnavailable" && it["status"] == "False")
+        });
+    }
+
     // A policy closes a pod; labels open it again.
     cluster.server.apply(POLICIES, &policy(&json!([])));
     let closed = cluster.until(&v4(2, 1), false);
