@@ -1,0 +1,11 @@
+//! What Kubernetes wants, put into the words of a dataplane: the library below the agent and the command line.
+//!
+//! ```text
+//!  API server ──┐
+//!               ├── kubernetes::Object ──> cluster::Cluster ──> translate ──> objects of penstock-api ──> the dataplane
+//!  manifests ───┘        as written          what is needed        pure           keyed, whole
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod kubernetes;
