@@ -8,4 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attach;
+pub mod install;
+pub mod ipam;
 pub mod kubernetes;

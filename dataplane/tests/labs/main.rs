@@ -3,10 +3,14 @@
 #![allow(unreachable_pub)]
 
 mod accelerated;
+mod attach;
+mod attach_chains;
+mod attach_many;
 mod beyond;
 mod changes;
 mod churn;
 mod configurations;
+mod containers;
 mod dissect;
 mod egress;
 mod endpoints;
