@@ -1,5 +1,6 @@
 //! The flags of every command.
 
+pub(crate) mod node;
 mod state;
 
 use std::net::IpAddr;
@@ -136,6 +137,24 @@ pub(crate) enum Command {
         after_help = "Filters: host A, net P, port N, each after src or dst if wanted; tcp udp sctp icmp icmp6 ip ip6 arp;\nproto N, vni N, inner (EXPR); and, or, not, ( ).\n\nExamples:\n  penstock capture --port web\n  penstock capture --port uplink0 --filter 'vni 100 and inner (tcp port 443)' --count 20\n  penstock capture --port web --duration 10 -w web.pcap\n  penstock capture --port uplink0 -w - | wireshark -k -i -"
     )]
     Capture(Capture),
+    /// The addresses of the node's pods
+    #[command(
+        after_help = "Examples:\n  penstock ipam show\n  penstock ipam check\n  penstock ipam show --json | jq -r '.[].addresses[]'"
+    )]
+    Ipam(node::Ipam),
+    /// Put the CNI plugin and its network configuration onto this node
+    #[command(
+        after_help = "Examples:\n  penstock install-cni\n  penstock install-cni --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d"
+    )]
+    InstallCni(node::InstallCni),
+    /// Take the CNI plugin and its network configuration away again
+    #[command(after_help = "Examples:\n  penstock uninstall-cni")]
+    UninstallCni(node::CniFolders),
+    /// Attach containers to the dataplane without a cluster: serves the CNI plugin
+    #[command(
+        after_help = "Examples:\n  penstock attacher --range 10.244.1.0/24 --range fd10:244:1::/64 --reserve 10.244.1.254"
+    )]
+    Attacher(node::AttacherArgs),
 }
 
 /// Counters once, or rates again and again.

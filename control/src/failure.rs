@@ -28,6 +28,9 @@ pub(crate) enum Failure {
         /// What the system says.
         source: io::Error,
     },
+    /// The agent would not do it, or the node does not let us.
+    #[error("{0}")]
+    Agent(String),
     /// The output could not be written.
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
@@ -38,14 +41,14 @@ impl Failure {
     pub(crate) fn is_closed_pipe(&self) -> bool {
         match self {
             Self::Output(error) | Self::Io { source: error, .. } => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Client(_) | Self::Usage(_) | Self::Faults(_) => false,
+            Self::Client(_) | Self::Usage(_) | Self::Faults(_) | Self::Agent(_) => false,
         }
     }
 
     /// 1: refused or not reached. 2: the command or its file is at fault.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(_) | Self::Io { .. } | Self::Output(_) => ExitCode::from(1),
+            Self::Client(_) | Self::Agent(_) | Self::Io { .. } | Self::Output(_) => ExitCode::from(1),
             Self::Usage(_) | Self::Faults(_) => ExitCode::from(2),
         }
     }

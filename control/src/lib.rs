@@ -10,7 +10,10 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod attach;
 pub mod cluster;
+pub mod install;
+pub mod ipam;
 pub mod judge;
 pub mod kubernetes;
 pub mod manifests;

@@ -7,6 +7,7 @@ mod capture;
 mod change;
 mod failure;
 mod follow;
+mod node;
 mod output;
 mod pcap;
 mod rates;
@@ -86,6 +87,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let question = asked.question()?;
             show::explain(&mut connect().await?, &question, &mut out).await
         }
+        Command::Ipam(wanted) => node::ipam(&wanted, &mut out),
+        Command::InstallCni(wanted) => node::install_cni(&wanted),
+        Command::UninstallCni(folders) => node::uninstall_cni(&folders),
+        Command::Attacher(wanted) => node::attach(wanted, &socket).await,
         Command::Capture(wanted) => {
             let (order, file) = wanted.order();
             capture::capture(&mut connect().await?, &order, file.as_deref(), &mut out).await

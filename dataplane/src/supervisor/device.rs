@@ -196,6 +196,13 @@ pub struct Device {
     pub(crate) broken: Option<String>,
 }
 
+impl Device {
+    /// Whether its interface may be moved to another network namespace and stay what it is.
+    pub(super) fn may_move(&self) -> bool {
+        matches!(self.spec, Spec::Tap { mac: Some(_), .. })
+    }
+}
+
 /// A queue of an open device, with a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {

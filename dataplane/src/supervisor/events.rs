@@ -71,8 +71,10 @@ impl Engine {
                 KernelChange::Link { ifindex, link } => {
                     (routes, links) = (true, true);
                     if link.is_none() {
+                        // A tap may have gone to a pod's namespace, where it is as good as here. One that is no more says so
+                        // itself: its port cannot be read.
                         self.break_devices(
-                            |device| device.facts.ifindex == *ifindex,
+                            |device| device.facts.ifindex == *ifindex && !device.may_move(),
                             "its interface is gone",
                         );
                     }

@@ -69,6 +69,20 @@ impl Lab {
         self.place("outside")
     }
 
+    /// A namespace of its own with nothing in it, that goes with the lab.
+    pub fn empty_place(&self, name: &str) -> Place {
+        let place = self.place(name);
+        let mut file = std::fs::File::options()
+            .append(true)
+            .open(self.file("namespaces"))
+            .expect("a lab that is up lists its namespaces");
+        std::io::Write::write_all(&mut file, format!("{}\n", place.namespace).as_bytes()).expect("the list");
+        let mut add = Command::new("ip");
+        add.args(["netns", "add", &place.namespace]);
+        succeed(add);
+        place
+    }
+
     fn place(&self, name: &str) -> Place {
         Place { namespace: format!("{}-{name}", self.name) }
     }
@@ -133,6 +147,15 @@ impl Lab {
         let ports = self.ask(i, "ports");
         let rows = ports.as_array().expect("a list of ports");
         rows.iter().filter(|row| row["name"] == name).cloned().collect()
+    }
+
+    /// Waits until node `i` has ports of so many endpoints.
+    pub fn await_endpoints(&self, i: u8, so_many: usize) {
+        wait_until(&format!("{so_many} endpoints have ports"), || {
+            let ports = self.ask(i, "ports");
+            let rows = ports.as_array().expect("a list of ports");
+            rows.iter().filter(|row| row["endpoint"] != "").count() == so_many
+        });
     }
 
     /// Waits until no frame of node `i` is in the program's hands: all are free or with the kernel, none leaked.

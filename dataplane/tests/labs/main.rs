@@ -4,10 +4,14 @@
 
 mod accelerated;
 mod api_server;
+mod attach;
+mod attach_chains;
+mod attach_many;
 mod beyond;
 mod changes;
 mod churn;
 mod configurations;
+mod containers;
 mod dissect;
 mod egress;
 mod endpoints;

@@ -1,0 +1,29 @@
+//! Attaching pods: what the CNI plugin asks for is planned, written down, done, and undone when it fails or is to go.
+//!
+//! ```text
+//!  plugin ──line──> server ──> Attacher ──plan──> ledger (begun) ──> interface ──> dataplane, live ──> addresses ──> ledger (complete)
+//!                                  └── undo, from the ledger's record alone: DEL, GC, a failure, a crash in between
+//! ```
+//!
+//! A container's interface comes up only once the dataplane has it, its policies included, on every worker: nothing that
+//! the container sends goes by another way.
+
+mod actions;
+mod attacher;
+mod check;
+mod dataplane;
+mod ledger;
+mod netns;
+mod plan;
+mod record;
+mod server;
+mod sockets;
+
+pub use actions::{FaultPoint, FaultPoints};
+pub use attacher::{Attacher, NoPods, Pods, Settings};
+pub use dataplane::{Dataplane, DataplaneError, Direct, NetworkFacts, PortState};
+pub use ledger::{Ledger, LedgerError};
+pub use netns::{LinkError, Links, Namespace};
+pub use plan::{Folders, Plan, PodFacts};
+pub use record::{Holding, Pod, Record, RecordKey, Wiring};
+pub use server::{ServeError, Server};

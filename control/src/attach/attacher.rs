@@ -1,0 +1,503 @@
+//! The verbs of the CNI, as the agent carries them out.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use penstock_cni::config::{Config, PodName};
+use penstock_cni::environment::AttachmentId;
+use penstock_cni::failure::{Code, Failure};
+use penstock_cni::protocol::{Answer, Attach, Detach, Done, Request};
+use penstock_cni::result::{AddResult, IpConfig};
+
+use super::actions::{FaultPoint, FaultPoints, bring_back, make, undo};
+use super::check::check;
+use super::dataplane::{Dataplane, DataplaneError};
+use super::ledger::{Ledger, LedgerError};
+use super::netns::Namespace;
+use super::plan::{Folders, Plan, PodFacts, endpoint_name, requested};
+use super::record::{Holding, Pod, Record, RecordKey};
+use crate::ipam::{Book, Granted, IpamFault, RangeFault, RangeSet, Wanted};
+
+/// What the agent attaches pods with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder of the records.
+    pub records: PathBuf,
+    /// The folder below which sockets of vhost-user pods are.
+    pub sockets: PathBuf,
+    /// The folder below which the device plugin's devices have theirs.
+    pub devices: PathBuf,
+    /// The dataplane's network where a configuration names none.
+    pub network: String,
+    /// The ranges where a configuration names none: the node's pod CIDRs.
+    pub ranges: Vec<RangeSet>,
+    /// Addresses that no pod gets, e.g. the node's own in the network.
+    pub reserved: Vec<IpAddr>,
+    /// Where a test ends the process.
+    pub faults: FaultPoints,
+}
+
+/// What the cluster says of pods.
+pub trait Pods: Send + Sync + 'static {
+    /// What is known of a pod. Whoever answers waits until the pod is known, or says why it never will be.
+    fn facts(&self, pod: &Pod) -> impl Future<Output = Result<PodFacts, Failure>> + Send;
+}
+
+/// No cluster: nothing is said of pods but what the plugin's configuration says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoPods;
+
+impl Pods for NoPods {
+    async fn facts(&self, _pod: &Pod) -> Result<PodFacts, Failure> {
+        Ok(PodFacts::default())
+    }
+}
+
+/// Records and the addresses in them, which never differ.
+struct Store {
+    ledger: Ledger,
+    book: Book,
+}
+
+/// The room that attaches pods.
+pub struct Attacher<D, P> {
+    dataplane: D,
+    pods: P,
+    settings: RwLock<Arc<Settings>>,
+    store: Arc<Mutex<Store>>,
+    /// One at a time for each attachment.
+    turns: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Failure::new(Code::Io, error.to_string())
+    }
+}
+
+impl From<IpamFault> for Failure {
+    fn from(fault: IpamFault) -> Self {
+        Failure::new(Code::Addresses, fault.to_string())
+    }
+}
+
+impl From<RangeFault> for Failure {
+    fn from(fault: RangeFault) -> Self {
+        Failure::new(Code::Config, fault.to_string())
+    }
+}
+
+impl<D: Dataplane, P: Pods> Attacher<D, P> {
+    /// Takes the records up: what an earlier agent was in the middle of is undone, the rest is put to the dataplane as soon
+    /// as that answers ([`Attacher::restore`]).
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn open(settings: Settings, dataplane: D, pods: P) -> Result<Self, LedgerError> {
+        let ledger = Ledger::open(&settings.records)?;
+        let mut book = Book::default();
+        for record in ledger.records() {
+            for address in record.addresses() {
+                if !book.note(&record.space, &record.key.holder(), address) {
+                    tracing::error!("{address} has two records; {} has it too", record.key.holder());
+                }
+            }
+        }
+        Ok(Self {
+            dataplane,
+            pods,
+            settings: RwLock::new(Arc::new(settings)),
+            store: Arc::new(Mutex::new(Store { ledger, book })),
+            turns: Mutex::default(),
+        })
+    }
+
+    /// The dataplane.
+    pub fn dataplane(&self) -> &D {
+        &self.dataplane
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes other ranges for what comes, e.g. when the cluster gives the node another CIDR.
+    pub fn set_ranges(&self, ranges: Vec<RangeSet>, reserved: Vec<IpAddr>) {
+        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        *settings = Arc::new(Settings { ranges, reserved, ..(**settings).clone() });
+    }
+
+    /// Carries out a request.
+    pub async fn answer(&self, request: Request) -> Answer {
+        match request {
+            Request::Add(attach) => self.add(*attach).await,
+            Request::Del(detach) => self.remove(Holding::Attachment, detach).await,
+            Request::Check(attach) => self.check(*attach).await,
+            Request::Gc { network, valid } => self.collect(Holding::Attachment, network, &valid).await,
+            Request::Status(config) => self.status(&config).await,
+            Request::Lease(attach) => self.lease(*attach).await,
+            Request::Release(detach) => self.remove(Holding::Lease, detach).await,
+            Request::CheckLease(detach) => self.check_lease(detach),
+            Request::GcLeases { network, valid } => self.collect(Holding::Lease, network, &valid).await,
+            Request::Show => Ok(Done {
+                given: self.with_ledger(|it| it.records().map(Record::given).collect()),
+                ..Done::default()
+            }),
+        }
+    }
+
+    /// Undoes what was begun and not ended, and puts everything else to the dataplane: at the start, and whenever the
+    /// dataplane has started anew.
+    ///
+    /// # Errors
+    /// The first failure; the rest is done nevertheless.
+    pub async fn restore(&self) -> Result<(), Failure> {
+        let keys: Vec<RecordKey> =
+            self.with_ledger(|it| it.records().map(|record| record.key.clone()).collect());
+        let mut outcome = Ok(());
+        for key in keys {
+            let turn = self.turn(&key.id);
+            let _turn = turn.lock().await;
+            let Some(record) = self.with_ledger(|it| it.get(&key).cloned()) else { continue };
+            let done =
+                if record.is_complete() { self.put_back(&record).await } else { self.undo(&record).await };
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+
+    async fn put_back(&self, record: &Record) -> Result<(), Failure> {
+        let objects = record.objects();
+        if objects.is_empty() {
+            return Ok(());
+        }
+        self.dataplane.put(objects).await?;
+        bring_back(record).await
+    }
+
+    fn turn(&self, id: &AttachmentId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever waits holds a count of his own.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(id.clone()).or_default())
+    }
+
+    fn with_ledger<T>(&self, see: impl FnOnce(&Ledger) -> T) -> T {
+        see(&self.store.lock().unwrap_or_else(PoisonError::into_inner).ledger)
+    }
+
+    /// Changes the store on a thread that may wait for the disk.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Store) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let store = Arc::clone(&self.store);
+        let changed = tokio::task::spawn_blocking(move || {
+            change(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        changed.await.map_err(|error| {
+            Failure::new(Code::Internal, "a change of the records did not come to its end")
+                .with_details(error)
+        })?
+    }
+
+    /// Undoes a record and forgets it. The addresses are free only when nothing of the rest is left.
+    async fn undo(&self, record: &Record) -> Result<(), Failure> {
+        undo(record, &self.dataplane, self.settings().faults).await?;
+        let (key, space) = (record.key.clone(), record.space.clone());
+        let addresses: Vec<IpAddr> = record.addresses().collect();
+        self.change(move |store| {
+            store.ledger.remove(&key)?;
+            addresses.iter().for_each(|it| store.book.give_back(&space, &key.holder(), *it));
+            Ok(())
+        })
+        .await
+    }
+
+    /// The addresses of a configuration, reserved in memory.
+    async fn take(
+        &self,
+        attach: &Attach,
+        key: &RecordKey,
+        space: &str,
+        facts: &PodFacts,
+        gateways: &[IpAddr],
+    ) -> Result<Vec<Granted>, Failure> {
+        let settings = self.settings();
+        let ranges = ranges_of(&attach.config, &settings)?;
+        let requested = requested(&attach.config, facts)?;
+        let reserved: Vec<IpAddr> = settings.reserved.iter().chain(gateways).copied().collect();
+        let (space, holder) = (space.to_owned(), key.holder());
+        self.change(move |store| {
+            let wanted =
+                Wanted { ranges: &ranges, requested: &requested, preferred: &[], reserved: &reserved };
+            Ok(store.book.take(&space, &holder, &wanted)?)
+        })
+        .await
+    }
+
+    async fn give_back(&self, space: &str, key: &RecordKey, granted: &[Granted]) {
+        let (space, holder, granted) = (space.to_owned(), key.holder(), granted.to_vec());
+        let given_back = self.change(move |store| {
+            granted.iter().for_each(|it| store.book.give_back(&space, &holder, it.address.addr()));
+            Ok(())
+        });
+        // Only a panic of the closure could be said here, and it has none.
+        let _ = given_back.await;
+    }
+
+    async fn add(&self, attach: Attach) -> Answer {
+        let key = RecordKey {
+            holding: Holding::Attachment,
+            network: attach.config.name.clone(),
+            id: attach.id.clone(),
+        };
+        let turn = self.turn(&key.id);
+        let _turn = turn.lock().await;
+        self.clear_the_way(&key, &attach).await?;
+        let pod = pod_of(&attach);
+        let facts = match &pod {
+            Some(pod) => self.pods.facts(pod).await?,
+            None => PodFacts::default(),
+        };
+        let settings = self.settings();
+        let space = attach.config.network.clone().unwrap_or_else(|| settings.network.clone());
+        let network = self.dataplane.network(&space).await?;
+        let granted = match &attach.delegated {
+            Some(_) => Vec::new(),
+            None => self.take(&attach, &key, &space, &facts, &network.gateways).await?,
+        };
+        let folders = Folders { sockets: &settings.sockets, devices: &settings.devices };
+        let plan = Plan::new(&attach, &key, pod.as_ref(), &facts, &network, &granted, &folders);
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(failure) => {
+                self.give_back(&space, &key, &granted).await;
+                return Err(failure);
+            }
+        };
+        let record = Record {
+            key,
+            space,
+            granted,
+            netns: attach.netns.clone(),
+            pod,
+            delegated: attach.raw.clone(),
+            wiring: Some(plan.wiring.clone()),
+            endpoint: Some(plan.endpoint.clone()),
+            services: plan.services.clone(),
+            backends: plan.backends.clone(),
+            result: None,
+        };
+        self.keep(record.clone()).await?;
+        settings.faults.pass(FaultPoint::Begun);
+        let made = make(&plan, &attach, &network, &record, &self.dataplane, settings.faults).await;
+        let kept = match made {
+            Ok(result) => {
+                self.keep(Record { result: Some(result.clone()), ..record.clone() }).await.map(|()| result)
+            }
+            Err(failure) => Err(failure),
+        };
+        match kept {
+            Ok(result) => {
+                settings.faults.pass(FaultPoint::Complete);
+                Ok(Done { result: Some(result), ..Done::default() })
+            }
+            Err(failure) => match self.undo(&record).await {
+                Ok(()) => Err(failure),
+                Err(also) => {
+                    let details = format!("what was made of it stays until DEL: {also}");
+                    Err(failure.with_details(details))
+                }
+            },
+        }
+    }
+
+    /// Writes a record; when that fails, its addresses are free again unless an earlier record has them.
+    async fn keep(&self, record: Record) -> Result<(), Failure> {
+        self.change(move |store| {
+            let (key, space) = (record.key.clone(), record.space.clone());
+            let addresses: Vec<IpAddr> = record.addresses().collect();
+            store.ledger.put(record).map_err(|error| {
+                if store.ledger.get(&key).is_none() {
+                    addresses.iter().for_each(|it| store.book.give_back(&space, &key.holder(), *it));
+                }
+                error.into()
+            })
+        })
+        .await
+    }
+
+    /// What is left of an attempt before is undone; what is attached is not attached twice.
+    async fn clear_the_way(&self, key: &RecordKey, attach: &Attach) -> Result<(), Failure> {
+        let before = self.with_ledger(|it| it.get(key).cloned());
+        if let Some(before) = before {
+            if before.is_complete() && self.is_there(&before).await {
+                let msg = format!("{} is attached to {} already; DEL comes first", key.id, key.network);
+                return Err(Failure::new(Code::Exists, msg));
+            }
+            self.undo(&before).await?;
+        }
+        // A pod has one sandbox at a time: the one before has ended, and its DEL comes later.
+        let Some(pod) = pod_of(attach) else { return Ok(()) };
+        let name = endpoint_name(key, Some(&pod))?;
+        let superseded: Vec<RecordKey> = self.with_ledger(|it| {
+            let same =
+                it.records().filter(|record| record.endpoint.as_ref().is_some_and(|it| it.name == name));
+            same.map(|record| record.key.clone()).collect()
+        });
+        for other in superseded {
+            let turn = self.turn(&other.id);
+            let _turn = turn.lock().await;
+            if let Some(record) = self.with_ledger(|it| it.get(&other).cloned()) {
+                self.undo(&record).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_there(&self, record: &Record) -> bool {
+        let Ok(namespace) = Namespace::open(&record.netns) else { return false };
+        let ifname = record.key.id.ifname.clone();
+        let found = namespace.within(async move |links| links.find(&ifname).await).await;
+        found.is_ok_and(|it| it.is_some())
+    }
+
+    async fn remove(&self, holding: Holding, detach: Detach) -> Answer {
+        let like = RecordKey { holding, network: detach.network, id: detach.id };
+        let turn = self.turn(&like.id);
+        let _turn = turn.lock().await;
+        let mut delegated = Vec::new();
+        for key in self.with_ledger(|it| it.keys_of(&like)) {
+            let Some(record) = self.with_ledger(|it| it.get(&key).cloned()) else { continue };
+            self.undo(&record).await?;
+            delegated.extend(Some(record.delegated).filter(|it| !it.is_empty()));
+        }
+        Ok(Done { delegated, ..Done::default() })
+    }
+
+    async fn collect(&self, holding: Holding, network: String, valid: &[AttachmentId]) -> Answer {
+        let id = AttachmentId { container_id: String::new(), ifname: String::new() };
+        let like = RecordKey { holding, network, id };
+        let mut failed = Vec::new();
+        for key in self.with_ledger(|it| it.keys_beside(&like, valid)) {
+            let turn = self.turn(&key.id);
+            let _turn = turn.lock().await;
+            let Some(record) = self.with_ledger(|it| it.get(&key).cloned()) else { continue };
+            if let Err(failure) = self.undo(&record).await {
+                failed.push(format!("{}: {failure}", key.id));
+            }
+        }
+        if failed.is_empty() {
+            return Ok(Done::default());
+        }
+        let msg = format!("{} attachments could not be removed; the next GC tries again", failed.len());
+        Err(Failure::new(Code::Remains, msg).with_details(failed.join("; ")))
+    }
+
+    async fn check(&self, attach: Attach) -> Answer {
+        let key = RecordKey {
+            holding: Holding::Attachment,
+            network: attach.config.name.clone(),
+            id: attach.id.clone(),
+        };
+        let turn = self.turn(&key.id);
+        let _turn = turn.lock().await;
+        let record = self.with_ledger(|it| it.get(&key).cloned());
+        let Some(record) = record.filter(Record::is_complete) else {
+            let msg = format!("{} is not attached to {}", key.id, key.network);
+            return Err(Failure::new(Code::UnknownContainer, msg));
+        };
+        check(&attach, &record, &self.dataplane).await.map(|()| Done::default())
+    }
+
+    fn check_lease(&self, detach: Detach) -> Answer {
+        let key = RecordKey { holding: Holding::Lease, network: detach.network, id: detach.id };
+        if self.with_ledger(|it| it.get(&key).is_some()) {
+            return Ok(Done::default());
+        }
+        let msg = format!("no addresses are given to {} in {}", key.id, key.network);
+        Err(Failure::new(Code::UnknownContainer, msg))
+    }
+
+    async fn lease(&self, attach: Attach) -> Answer {
+        let network = attach.config.name.clone();
+        let space = format!("lease/{network}");
+        let key = RecordKey { holding: Holding::Lease, network, id: attach.id.clone() };
+        let turn = self.turn(&key.id);
+        let _turn = turn.lock().await;
+        if self.with_ledger(|it| it.get(&key).is_some()) {
+            let msg = format!("{} has addresses of {} already; DEL comes first", key.id, key.network);
+            return Err(Failure::new(Code::Exists, msg));
+        }
+        let granted = self.take(&attach, &key, &space, &PodFacts::default(), &[]).await?;
+        let ips = granted.iter();
+        let ips = ips.map(|it| IpConfig { address: it.address, gateway: it.gateway, interface: None });
+        let result = AddResult {
+            interfaces: Vec::new(),
+            ips: ips.collect(),
+            routes: attach.config.ipam.routes.clone(),
+            dns: attach.config.dns.clone(),
+        };
+        self.keep(Record {
+            key,
+            space,
+            granted,
+            netns: attach.netns.clone(),
+            pod: pod_of(&attach),
+            delegated: String::new(),
+            wiring: None,
+            endpoint: None,
+            services: Vec::new(),
+            backends: Vec::new(),
+            result: Some(result.clone()),
+        })
+        .await?;
+        Ok(Done { result: Some(result), ..Done::default() })
+    }
+
+    async fn status(&self, config: &Config) -> Answer {
+        let settings = self.settings();
+        let network = config.network.clone().unwrap_or_else(|| settings.network.clone());
+        let facts = self.dataplane.network(&network).await.map_err(|error| {
+            let has_pods = self.with_ledger(|it| it.records().any(|record| record.endpoint.is_some()));
+            let is_away = matches!(error, DataplaneError::Away(_));
+            let code = if is_away && has_pods { Code::Degraded } else { Code::Unavailable };
+            Failure::new(code, error.to_string())
+        })?;
+        if config.ipam.delegate().is_some() {
+            return Ok(Done::default());
+        }
+        let ranges = ranges_of(config, &settings).map_err(|it| Failure { code: Code::Unavailable, ..it })?;
+        let reserved: Vec<IpAddr> = settings.reserved.iter().chain(&facts.gateways).copied().collect();
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if ranges.is_empty() || !store.book.has_room(&network, &ranges, &reserved) {
+            let msg =
+                "no address is left to give; widen the ranges, or see with `penstock ipam show` who has them";
+            return Err(Failure::new(Code::Unavailable, msg));
+        }
+        Ok(Done::default())
+    }
+}
+
+/// Ranges that the runtime gives come before those of the configuration, these before the node's.
+fn ranges_of(config: &Config, settings: &Settings) -> Result<Vec<RangeSet>, Failure> {
+    let given = &config.runtime_config.ip_ranges;
+    if !given.is_empty() {
+        return Ok(RangeSet::all(given)?);
+    }
+    let configured = config.ipam.all_ranges();
+    if configured.is_empty() { Ok(settings.ranges.clone()) } else { Ok(RangeSet::all(&configured)?) }
+}
+
+fn pod_of(attach: &Attach) -> Option<Pod> {
+    let pod = PodName::of(&attach.args)?;
+    Some(Pod {
+        namespace: pod.namespace.to_owned(),
+        name: pod.name.to_owned(),
+        uid: pod.uid.map(str::to_owned),
+    })
+}

@@ -1,0 +1,132 @@
+//! What of a vhost-user attachment lies in the file system: the socket's folder, its stable name, the device's description.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use penstock_api::model::{Attachment, SocketRole};
+use penstock_cni::failure::{Code, Failure};
+use serde_json::{Value, json};
+
+use super::plan::Plan;
+use super::record::Wiring;
+
+/// The version of the device information specification (Network Plumbing Working Group) that is written.
+const DEVICE_INFO: &str = "1.1.0";
+
+fn failed(what: &str, path: &Path, error: io::Error) -> Failure {
+    Failure::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
+}
+
+/// Makes the socket's folder and the link by which an application finds the socket whatever the container is called.
+pub(super) fn prepare(plan: &Plan, ifname: &str) -> Result<(), Failure> {
+    let (Some(folder), Some(socket)) = (&plan.wiring.folder, &plan.socket) else { return Ok(()) };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .map_err(|error| failed("make the folder", folder, error))?;
+    let link = folder.join(ifname);
+    let name = Path::new(socket.as_str()).file_name().unwrap_or_default();
+    remove_file(&link)?;
+    symlink(name, &link).map_err(|error| failed("make the link", &link, error))
+}
+
+/// Describes the device to whoever asked for it (`CNIDeviceInfoFile`).
+pub(super) fn describe(plan: &Plan) -> Result<(), Failure> {
+    let Some(description) = device_info(&plan.endpoint.attachment) else { return Ok(()) };
+    plan.wiring.files.iter().try_for_each(|path| write_whole(path, description.to_string().as_bytes()))
+}
+
+/// The description of a vhost-user device; the mode is the container's.
+fn device_info(attachment: &Attachment) -> Option<Value> {
+    let Attachment::VhostUser { socket, role, .. } = attachment else { return None };
+    let mode = match role {
+        SocketRole::Client => "server",
+        SocketRole::Server => "client",
+    };
+    let device = json!({ "mode": mode, "path": socket.as_str() });
+    Some(json!({ "type": "vhost-user", "version": DEVICE_INFO, "vhost-user": device }))
+}
+
+/// Writes a file that is there whole or not at all; its folder is made.
+pub(super) fn write_whole(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    let new = path.with_extension("new");
+    let write = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut file = fs::File::create(&new)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(|error| failed("write", path, error))
+}
+
+/// Removes what [`prepare`] and [`describe`] made, and the socket that the application left.
+pub(super) fn remove(wiring: &Wiring, container: &str, ifname: &str) -> Result<(), Failure> {
+    for path in &wiring.files {
+        remove_file(path)?;
+    }
+    let Some(folder) = &wiring.folder else { return Ok(()) };
+    if wiring.owns_folder {
+        return match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", folder, error)),
+            _ => Ok(()),
+        };
+    }
+    let socket: PathBuf = folder.join(format!("{}-{ifname}", super::plan::short(container)));
+    remove_file(&folder.join(ifname)).and(remove_file(&socket))
+}
+
+fn remove_file(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(failed("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_api::model::SocketPath;
+
+    #[test]
+    fn a_device_is_described_from_the_containers_side() {
+        let described = |role| {
+            let socket: SocketPath = "/run/penstock/pods/a/a-net1".parse().unwrap();
+            device_info(&Attachment::VhostUser { socket, role, group: None, permissions: None }).unwrap()
+        };
+        assert_eq!(described(SocketRole::Client)["vhost-user"]["mode"], "server");
+        assert_eq!(described(SocketRole::Server)["vhost-user"]["mode"], "client");
+        assert_eq!(described(SocketRole::Server)["vhost-user"]["path"], "/run/penstock/pods/a/a-net1");
+        assert_eq!(described(SocketRole::Server)["version"], "1.1.0");
+        let veth = Attachment::Veth { interface: "a".parse().unwrap() };
+        assert_eq!(device_info(&veth), None);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_ours_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let wiring = Wiring {
+            mode: penstock_cni::config::Mode::VhostUser,
+            interface: String::new(),
+            folder: Some(folder.path().to_owned()),
+            owns_folder: false,
+            files: vec![folder.path().join("info/device.json")],
+            function: None,
+        };
+        write_whole(&wiring.files[0], b"{}").unwrap();
+        fs::write(folder.path().join("c1-net1"), b"").unwrap();
+        remove(&wiring, "c1", "net1").unwrap();
+        remove(&wiring, "c1", "net1").unwrap();
+        assert!(folder.path().exists() && !folder.path().join("c1-net1").exists());
+        assert!(!wiring.files[0].exists());
+        remove(&Wiring { owns_folder: true, ..wiring }, "c1", "net1").unwrap();
+        assert!(!folder.path().exists());
+    }
+}
