@@ -1,9 +1,11 @@
 //! The rows of a comparison: what ours and a peer do with the same frames, set up so that they can take turns.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use penstock_io::pcap;
@@ -60,6 +62,8 @@ struct Pair {
     theirs: Turn,
     who: [String; 2],
     note: Option<String>,
+    /// Turns in which all that was sent arrived: the generator was the limit, not who forwarded.
+    unloaded: Rc<Cell<usize>>,
 }
 
 /// Why a row could not be measured.
@@ -150,7 +154,7 @@ impl Row {
         mut say: impl FnMut(&str),
     ) -> Result<Compared, RowError> {
         say("setting up");
-        let Pair { mut ours, mut theirs, who, note } = self.set_up()?;
+        let Pair { mut ours, mut theirs, who, note, unloaded } = self.set_up()?;
         let [ours_is, peer_is] = who;
         let (mut all, mut steal, mut repeated) = (Vec::with_capacity(rounds), 0.0f64, 0);
         for number in 1..=rounds {
@@ -166,6 +170,12 @@ impl Row {
             repeated += validity.repeated;
             all.push(round);
         }
+        let limit = (unloaded.get() > rounds)
+            .then(|| "the generator was the limit in more than a third of the turns".to_owned());
+        let note = match (note, limit) {
+            (Some(note), Some(limit)) => Some(format!("{note}; {limit}")),
+            (note, limit) => note.or(limit),
+        };
         Ok(Compared {
             row: self.key.clone(),
             title: self.title.clone(),
@@ -244,6 +254,7 @@ fn memory_ports(flows: u32) -> Result<Pair, RowError> {
             "testpmd: mac, net_pcap infinite_rx to net_null".into(),
         ],
         note: None,
+        unloaded: Rc::default(),
     })
 }
 
@@ -263,6 +274,7 @@ fn memory(path: Path, work: ovs::Work, flows: u32) -> Result<Pair, RowError> {
             format!("OVS-DPDK: {work:?}, one PMD, net_pcap infinite_rx to net_null"),
         ],
         note: None,
+        unloaded: Rc::default(),
     })
 }
 
@@ -342,6 +354,7 @@ fn guests(rings: Rings, is_policed: bool) -> Result<Pair, RowError> {
         theirs,
         who: [ours_is, "testpmd: net_vhost, io; the guest is a testpmd with two virtio-user ports".into()],
         note,
+        unloaded: Rc::default(),
     })
 }
 
@@ -378,9 +391,16 @@ fn policed(lab: &Lab, rings: Rings) -> Result<(Daemon, [Headers; 2]), RowError> 
 }
 
 fn veths(ours: Who, theirs: Who, work: Work) -> Result<Pair, RowError> {
+    let unloaded = Rc::<Cell<usize>>::default();
     let turn = |who: Who| -> Result<Turn, RowError> {
-        let street = Street::build(who, work)?;
-        Ok(Box::new(move |time| Ok(street.turn(time)?.0)))
+        let (street, unloaded) = (Street::build(who, work)?, Rc::clone(&unloaded));
+        Ok(Box::new(move |time| {
+            let (arrived, sent) = street.turn(time)?;
+            if arrived >= sent * 0.98 {
+                unloaded.set(unloaded.get() + 1);
+            }
+            Ok(arrived)
+        }))
     };
     let who = |who: Who| match who {
         Who::Kernel => format!("Linux: {work:?} on CPU 1 by receive packet steering"),
@@ -391,7 +411,8 @@ fn veths(ours: Who, theirs: Who, work: Work) -> Result<Pair, RowError> {
     let note = matches!(work, Work::Rules(_)).then(|| {
         "for nftables flows that are never answered stay new, so that each of their packets meets every rule".to_owned()
     });
-    Ok(Pair { ours: turn(ours)?, theirs: turn(theirs)?, who: [who(ours), who(theirs)], note })
+    let who = [who(ours), who(theirs)];
+    Ok(Pair { ours: turn(ours)?, theirs: turn(theirs)?, who, note, unloaded: Rc::clone(&unloaded) })
 }
 
 #[cfg(test)]

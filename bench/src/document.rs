@@ -89,6 +89,11 @@ pub(crate) fn quantiles(latencies: &Histogram<u64>) -> Vec<(f64, u64)> {
     told.map(|quantile| (quantile, latencies.value_at_quantile(quantile))).collect()
 }
 
+/// A quantile's name: p99.9. What binary fractions add is left out.
+pub(crate) fn percentile(quantile: f64) -> String {
+    format!("p{}", (quantile * 1e5).round() / 1e3)
+}
+
 /// Ours beside a peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -287,4 +292,22 @@ impl Document {
 /// When it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<(), DocumentError> {
     std::fs::write(path, text).map_err(|source| DocumentError::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_have_the_names_that_people_know() {
+        assert_eq!([0.5, 0.99, 0.9999, 0.99999].map(percentile), ["p50", "p99", "p99.99", "p99.999"]);
+    }
+
+    #[test]
+    fn a_quantile_of_less_than_one_packet_is_not_told() {
+        let mut latencies = Histogram::new(3).unwrap();
+        (1..=1000).for_each(|value| latencies.record(value).unwrap());
+        let told: Vec<f64> = quantiles(&latencies).iter().map(|(quantile, _)| *quantile).collect();
+        assert_eq!(told, [0.5, 0.9, 0.99, 0.999]);
+    }
 }

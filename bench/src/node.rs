@@ -437,10 +437,12 @@ mod tests {
                 let tally = subject.tally().since(&before);
                 let told = format!("{path:?} ipv6={ipv6} {segment:?}: {tally:?}");
                 assert_eq!((tally.received, tally.sent), (200 * BURST as u64, 200 * BURST as u64), "{told}");
-                let known = if path == Path::Forward { 0 } else { tally.received };
                 // What asks to open a connection is never a packet of a known one.
                 let is_first = path == Path::PolicyFirst || path.is_stateful() && segment == Segment::TcpSyn;
-                assert_eq!(tally.hits, if is_first { 0 } else { known }, "{told}");
+                let hits = tally.hits * 100 / tally.received;
+                // A few find no place in a cache of buckets, by its random seed.
+                let expected = if is_first || path == Path::Forward { 0..=0 } else { 98..=100 };
+                assert!(expected.contains(&hits), "{told}");
                 assert_eq!((tally.bursts, tally.bytes), (200, tally.received * traffic_len(path)), "{told}");
             }
         }

@@ -53,13 +53,13 @@ impl Overlay {
     /// When something is missing or does not come up.
     pub fn build() -> Result<Overlay, PeerError> {
         let lab = Lab::new(&["pod1", "node1", "node2", "pod2"])?;
-        lab.join((NODES[0], "up"), (NODES[1], "up"))?;
+        lab.join((NODES[0], "under"), (NODES[1], "under"))?;
         let mut daemons = Vec::new();
         for (number, (&pod, &node)) in (1u8..).zip(PODS.iter().zip(&NODES)) {
             lab.join((pod, "eth0"), (node, "pod"))?;
-            lab.inside(node, &format!("ip addr add 192.168.9.{number}/24 dev up"))?;
+            lab.inside(node, &format!("ip addr add 192.168.9.{number}/24 dev under"))?;
             // Room for the tunnel's headers.
-            lab.inside(node, "ip link set up mtu 1600")?;
+            lab.inside(node, "ip link set under mtu 1600")?;
             lab.inside(pod, &format!("ip addr add 10.1.{number}.1/32 dev eth0"))?;
             lab.inside(pod, "ip route add 169.254.1.1 dev eth0 scope link")?;
             lab.inside(pod, "ip route add default via 169.254.1.1")?;
@@ -94,7 +94,7 @@ impl Overlay {
 /// The objects of node `number`, whose peer is the other one.
 fn objects(number: u8, other: u8, mac: &str) -> String {
     format!(
-        "[[uplink]]\nname = \"uplink\"\ninterface = \"up\"\n\
+        "[[uplink]]\nname = \"uplink\"\ninterface = \"under\"\n\
          [[network]]\nname = \"default\"\nvni = 100\nprefixes = [\"10.1.0.0/16\"]\n\
          [[endpoint]]\nname = \"pod\"\nnetwork = \"default\"\nmac = \"{mac}\"\naddresses = [\"10.1.{number}.1\"]\n\
          attachment = {{ veth = {{ interface = \"pod\" }} }}\n\

@@ -32,5 +32,5 @@ fn is_miss(compared: &Compared) -> bool {
 
 /// A rate: millions of packets a second.
 fn mpps(rate: f64) -> String {
-    if rate < 1e5 { format!("{:.4}", rate / 1e6) } else { format!("{:.2}", rate / 1e6) }
+    if rate < 1e6 { format!("{:.3}", rate / 1e6) } else { format!("{:.2}", rate / 1e6) }
 }

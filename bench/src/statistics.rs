@@ -38,6 +38,9 @@ pub fn mean_and_deviation(figures: &[f64]) -> (f64, f64) {
     (mean, if figures.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 })
 }
 
+/// Fewer rounds than these show nothing.
+const FEWEST_ROUNDS: usize = 3;
+
 /// From the least to the greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
@@ -95,6 +98,8 @@ pub enum Claim {
     WithinNoise,
     /// The interval of the ratio has one in it.
     Undecided,
+    /// There were too few rounds to say anything.
+    TooFew,
 }
 
 impl Claim {
@@ -106,6 +111,7 @@ impl Claim {
             Claim::Slower => "slower",
             Claim::WithinNoise => "no claim: within the noise",
             Claim::Undecided => "no claim: the interval holds 1",
+            Claim::TooFew => "no claim: fewer than three rounds",
         }
     }
 }
@@ -133,7 +139,9 @@ impl Ratio {
         let ratios: Vec<f64> = rounds.iter().map(Round::ratio).collect();
         let noise = median(&rounds.iter().map(Round::noise).collect::<Vec<_>>());
         let (middle, interval) = (median(&ratios), resampled(&ratios));
-        let claim = if (middle - 1.0).abs() <= noise {
+        let claim = if rounds.len() < FEWEST_ROUNDS {
+            Claim::TooFew
+        } else if (middle - 1.0).abs() <= noise {
             Claim::WithinNoise
         } else if interval.holds(1.0) {
             Claim::Undecided
@@ -185,6 +193,8 @@ mod tests {
         let ratio = Ratio::of(&rounds(&[(5.0, 10.0, 5.0), (10.0, 8.0, 10.0), (12.0, 10.0, 12.0)]));
         assert_eq!(ratio.map(|ratio| ratio.claim), Some(Claim::Undecided));
         assert_eq!(Ratio::of(&[]), None);
+        let two = Ratio::of(&rounds(&[(5.0, 1.0, 5.0), (5.0, 1.0, 5.0)]));
+        assert_eq!(two.map(|ratio| ratio.claim), Some(Claim::TooFew));
     }
 
     #[test]

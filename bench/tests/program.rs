@@ -102,6 +102,29 @@ fn results_become_a_page_and_tables() {
 }
 
 #[test]
+fn changes_become_live_while_packets_go_by() {
+    let control = json("control --policies 0,50 --endpoints 1k --changes 4");
+    let changes = control["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 4);
+    for changed in changes {
+        assert!(changed["p50-ms"].as_f64().unwrap() > 0.0 && changed["lost"] == 0, "{changed}");
+    }
+}
+
+#[test]
+fn rows_are_listed_by_peer_and_by_name() {
+    let rows = |flags: &str| {
+        let output = bench(&format!("compare --list {flags}"));
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8(output.stdout).unwrap().lines().count()
+    };
+    let [testpmd, ovs, kernel] =
+        ["testpmd", "ovs-dpdk", "kernel"].map(|peer| rows(&format!("--peer {peer}")));
+    assert_eq!(rows(""), testpmd + ovs + kernel);
+    assert_eq!(rows("--only vhost-stateful"), 6);
+}
+
+#[test]
 fn bad_words_are_refused_with_what_is_right() {
     for (line, expected) in [
         ("run l3 --size 9000", "64 to 1518"),
@@ -110,6 +133,8 @@ fn bad_words_are_refused_with_what_is_right() {
         ("run l3 --size 1518 --flows 10M --duration 0.1", "fewer --flows"),
         ("search l3 --goal x", "PDR:0.005"),
         ("report /nowhere.json", "/nowhere.json"),
+        ("compare --only nothing", "memory-l3-1"),
+        ("instructions --file /dev/null --record", "a value is required"),
     ] {
         let output = bench(line);
         assert!(!output.status.success() && said(&output).contains(expected), "{line}: {}", said(&output));

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{CommandError, rate, search, seconds};
 use crate::args::Latency as Arguments;
-use crate::document::{Document, Latency, quantiles};
+use crate::document::{Document, Latency, percentile, quantiles};
 use crate::progress::Progress;
 use crate::search::pdr;
 use crate::trial::Trial;
@@ -57,7 +57,7 @@ pub(super) fn describe(latency: &Latency) -> String {
     };
     text += &format!("\n  {} packets, {} lost; us:", latency.received, latency.lost);
     for (quantile, nanoseconds) in &latency.quantiles {
-        text += &format!("  p{} {:.1}", quantile * 100.0, *nanoseconds as f64 / 1e3);
+        text += &format!("  {} {:.1}", percentile(*quantile), *nanoseconds as f64 / 1e3);
     }
     text + &format!("  max {:.1}", latency.max as f64 / 1e3)
 }

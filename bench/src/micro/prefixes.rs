@@ -56,7 +56,11 @@ pub fn prefixes(count: usize) -> Result<Vec<Lookup>, PeerError> {
     };
     let lab = Lab::new(&["lpm"])?;
     Ok(vec![
-        row("Penstock's poptrie", ours(&nets, &questions), "addresses in a random order, bursts of 32"),
+        row(
+            "Penstock's poptrie",
+            ours(&nets, &questions),
+            &format!("addresses in a random order, bursts of {BURST}"),
+        ),
         row(
             "DPDK's rte_fib",
             fib(&lab, &nets, &questions)?,

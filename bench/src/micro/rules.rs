@@ -72,7 +72,7 @@ pub fn rules(count: usize) -> Result<Vec<Lookup>, PeerError> {
         row(
             "Penstock's policy",
             ours(&lines, &questions),
-            "bursts of 32, the peer's longest prefix looked up before",
+            &format!("bursts of {BURST}, with the longest prefix of the sender"),
         ),
         row(
             "DPDK's rte_acl",

@@ -173,11 +173,11 @@ fn kernel(lab: &Lab, work: Work, sink: &str) -> Result<(), PeerError> {
     let steering = "echo 2 > /sys/class/net/left/queues/rx-0/rps_cpus";
     run("ip", &["netns", "exec", namespace, "sh", "-c", steering])?;
     if matches!(work, Work::Wire | Work::Bridge) {
-        lab.inside(MACHINE, "ip link add br type bridge")?;
+        lab.inside(MACHINE, "ip link add name switch type bridge")?;
         for name in ["left", "right"] {
-            lab.inside(MACHINE, &format!("ip link set {name} master br"))?;
+            lab.inside(MACHINE, &format!("ip link set {name} master switch"))?;
         }
-        lab.inside(MACHINE, "ip link set br up")?;
+        lab.inside(MACHINE, "ip link set switch up")?;
         return Ok(());
     }
     lab.inside(MACHINE, "sysctl -qw net.ipv4.ip_forward=1")?;

@@ -14,7 +14,7 @@ use super::{PeerError, read, tail};
 /// The beginning of the name of every namespace and folder made here; the maker's process number follows.
 const PREFIX: &str = "penstock-bench-";
 /// What anything may take that is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether it is there.
 const LOOK: Duration = Duration::from_millis(2);
 

@@ -6,7 +6,7 @@ use super::mpps;
 use crate::document::{Compared, Latency};
 use crate::statistics::Interval;
 
-const WIDTH: f64 = 640.0;
+const WIDTH: f64 = 440.0;
 const BAR: f64 = 16.0;
 
 /// A row of two bars, ours above the peer's, on a scale of its own, each with a line from its least to its greatest figure.
@@ -55,7 +55,7 @@ pub(super) fn latencies(group: &[&Latency]) -> String {
     let low = (values().min().unwrap_or(1).max(1) as f64).log10().floor();
     let high = (values().max().unwrap_or(10).max(10) as f64).log10().ceil().max(low + 1.0);
     let nines = group.iter().flat_map(|latency| &latency.quantiles).map(|(quantile, _)| rarity(*quantile));
-    let rarest = nines.fold(1.0, f64::max) + 0.5;
+    let rarest = nines.fold(1.0, f64::max) + 0.9;
     let x = |rarity: f64| LEFT + (PLOT.0 - LEFT - RIGHT) * rarity / rarest;
     let y = |value: f64| TOP + (PLOT.1 - TOP - BOTTOM) * (high - value.max(1.0).log10()) / (high - low);
     let mut svg =

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{claim, is_miss, mpps, ratio};
-use crate::document::Document;
+use crate::document::{Document, percentile};
 use crate::statistics::mean_and_deviation;
 
 /// The lines that a table is put between.
@@ -39,16 +39,20 @@ pub fn comparisons(document: &Document) -> String {
             ),
         );
     }
+    // Of several commands the time of one is not known.
+    let is_alone = document.command.lines().count() == 1;
+    let took = if is_alone { format!(" in {:.0} s", document.seconds) } else { String::new() };
+    let command = document.command.lines().find(|line| line.contains(" compare")).unwrap_or_default();
     let rounds = document.comparisons.iter().map(|compared| compared.rounds.len()).max().unwrap_or(0);
     line(
         &mut text,
         format_args!(
-            "\nMeasured {} in {:.0} s on {}, by `{}`: medians of {rounds} rounds, each ours, the peer, ours again; cycles are \
+            "\nMeasured {}{} on {}, by `{}`: medians of {rounds} rounds, each ours, the peer, ours again; cycles are \
              of the time-stamp counter, a packet; noise is how far our two figures of a round are apart.",
             document.machine.date(),
-            document.seconds,
+            took,
             document.machine.line(),
-            document.command.lines().last().unwrap_or_default(),
+            command,
         ),
     );
     text
@@ -150,7 +154,9 @@ fn latencies(text: &mut String, document: &Document) {
         let quantiles: Vec<String> = latency
             .quantiles
             .iter()
-            .map(|(quantile, nanoseconds)| format!("p{} {:.1}", quantile * 100.0, *nanoseconds as f64 / 1e3))
+            .map(|(quantile, nanoseconds)| {
+                format!("{} {:.1}", percentile(*quantile), *nanoseconds as f64 / 1e3)
+            })
             .collect();
         line(
             text,
