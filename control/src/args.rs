@@ -144,7 +144,7 @@ pub(crate) enum Command {
     Ipam(node::Ipam),
     /// Put the CNI plugin and its network configuration onto this node
     #[command(
-        after_help = "Examples:\n  penstock install-cni\n  penstock install-cni --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d"
+        after_help = "Examples:\n  penstock install-cni\n  penstock install-cni --binaries /host/opt/cni/bin --configurations /host/etc/cni/net.d"
     )]
     InstallCni(node::InstallCni),
     /// Take the CNI plugin and its network configuration away again
