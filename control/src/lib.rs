@@ -9,6 +9,10 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod cluster;
 pub mod install;
 pub mod ipam;
+pub mod judge;
 pub mod kubernetes;
+pub mod manifests;
+pub mod translate;

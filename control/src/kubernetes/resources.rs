@@ -1,5 +1,7 @@
 //! Our own resources, `penstock.dev/v1alpha1`, and the one that asks for further interfaces.
 
+#![allow(clippy::duplicated_attributes, reason = "printer columns may well be of one type")]
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, CustomResourceExt};
@@ -249,4 +251,16 @@ pub struct NetworkAttachmentDefinitionSpec {
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     vec![Network::crd(), IPPool::crd(), EgressIP::crd(), NodeConfig::crd()]
+}
+
+/// The same as YAML, each with the name of its file.
+///
+/// # Errors
+/// What the writer of YAML cannot write.
+pub fn definitions_yaml() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
+    let all = definitions().into_iter();
+    all.map(|definition| {
+        Ok((format!("{}.yaml", definition.spec.names.plural), serde_saphyr::to_string(&definition)?))
+    })
+    .collect()
 }
