@@ -129,9 +129,17 @@ pub(crate) enum Command {
     },
     /// Where a packet would go, and why; nothing is sent
     #[command(
-        after_help = "Examples:\n  penstock explain --from web --to 10.1.2.9 --protocol tcp --port 443\n  penstock explain --from host --to 10.1.0.7 --protocol icmp\n  penstock explain --from peer:node-b/blue --source 10.1.2.9 --to 10.1.0.7 --protocol udp --port 53\n  penstock explain --from uplink --source 192.0.2.9 --to 10.1.0.7 --protocol tcp --port 80 --length 1500"
+        after_help = "Examples:\n  penstock explain --from web --to 10.1.2.9 --protocol tcp --port 443\n  penstock explain --from host --to 10.1.0.7 --protocol icmp\n  penstock explain --from peer:node-b/blue --source 10.1.2.9 --to 10.1.0.7 --protocol udp --port 53\n  penstock explain --from uplink --source 192.0.2.9 --to 10.1.0.7 --protocol tcp --port 80 --length 1500\n  penstock explain --manifests deploy/ --from shop/web --to shop/db --protocol TCP --port 5432"
     )]
     Explain(Explain),
+    /// Every pair of workloads that can speak, and addresses outside, as manifests say; asks no daemon
+    #[command(
+        after_help = "Examples:\n  penstock connectivity --manifests deploy/\n  penstock connectivity --manifests deploy/ --json | jq '.[] | select(.src | contains(\"External\"))'"
+    )]
+    Connectivity(Connectivity),
+    /// The definitions of Penstock's own Kubernetes resources, as YAML for kubectl apply
+    #[command(after_help = "Examples:\n  penstock crds | kubectl apply -f -")]
+    Crds,
     /// The frames that pass a port: one line each, or a capture file
     #[command(
         after_help = "Filters: host A, net P, port N, each after src or dst if wanted; tcp udp sctp icmp icmp6 ip ip6 arp;\nproto N, vni N, inner (EXPR); and, or, not, ( ).\n\nExamples:\n  penstock capture --port web\n  penstock capture --port uplink0 --filter 'vni 100 and inner (tcp port 443)' --count 20\n  penstock capture --port web --duration 10 -w web.pcap\n  penstock capture --port uplink0 -w - | wireshark -k -i -"
@@ -144,7 +152,7 @@ pub(crate) enum Command {
     Ipam(node::Ipam),
     /// Put the CNI plugin and its network configuration onto this node
     #[command(
-        after_help = "Examples:\n  penstock install-cni\n  penstock install-cni --bin-dir /host/opt/cni/bin --conf-dir /host/etc/cni/net.d"
+        after_help = "Examples:\n  penstock install-cni\n  penstock install-cni --binaries /host/opt/cni/bin --configurations /host/etc/cni/net.d"
     )]
     InstallCni(node::InstallCni),
     /// Take the CNI plugin and its network configuration away again
@@ -210,14 +218,25 @@ pub(crate) enum Kind {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Connectivity {
+    /// A folder of manifests, or one file
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// Where it enters: an endpoint's name, `host`, `uplink`, or `peer:NAME/NETWORK` for out of a tunnel.
     /// `endpoint:NAME` is an endpoint with one of those names; `peer:NAME,NETWORK` is for names with a slash.
-    #[arg(long, value_name = "WHERE", value_parser = source)]
-    from: Source,
-    /// The destination address
-    #[arg(long, value_name = "ADDRESS")]
-    to: IpAddr,
+    /// With --manifests: a pod or a workload, NAMESPACE/NAME, or an address outside.
+    #[arg(long, value_name = "WHERE")]
+    from: String,
+    /// The destination address; with --manifests also a pod or a workload, NAMESPACE/NAME
+    #[arg(long, value_name = "WHERE")]
+    to: String,
+    /// Ask no daemon but the policies in this folder of manifests, or in this one file
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
     /// The source address; the endpoint's or the host's own if not given
     #[arg(long, value_name = "ADDRESS")]
     source: Option<IpAddr>,
@@ -256,9 +275,10 @@ const ECHO_REQUEST: u16 = 8 << 8;
 const ECHO_REQUEST_V6: u16 = 128 << 8;
 
 impl Explain {
-    pub(crate) fn question(self) -> Result<Question, Failure> {
+    /// The protocol's number and the destination port, or for ICMP its type and code.
+    fn protocol_and_port(&self, is_ipv6: bool) -> Result<(u8, u16), Failure> {
         let protocol = match self.protocol {
-            Protocol::Icmp if self.to.is_ipv6() => ICMPV6,
+            Protocol::Icmp if is_ipv6 => ICMPV6,
             Protocol::Icmp => ICMP,
             Protocol::Number(number) => number,
         };
@@ -271,10 +291,29 @@ impl Explain {
             }
             (None, _) => 0,
         };
-        if self.source.is_some_and(|source| source.is_ipv4() != self.to.is_ipv4()) {
+        Ok((protocol, destination_port))
+    }
+
+    /// What is asked of manifests: from, to, protocol and port.
+    pub(crate) fn offline_question(&self) -> Result<(&str, &str, u8, Option<u16>), Failure> {
+        let is_ipv6 = self.to.parse::<IpAddr>().is_ok_and(|to| to.is_ipv6());
+        let (protocol, port) = self.protocol_and_port(is_ipv6)?;
+        Ok((&self.from, &self.to, protocol, Some(port)))
+    }
+
+    pub(crate) fn question(self) -> Result<Question, Failure> {
+        let from = source(&self.from).map_err(|error| Failure::Usage(format!("--from: {error}")))?;
+        let Ok(to) = self.to.parse::<IpAddr>() else {
+            return Err(Failure::Usage(format!(
+                "--to: {:?} is no address; write one as in 10.1.0.7",
+                self.to
+            )));
+        };
+        let (protocol, destination_port) = self.protocol_and_port(to.is_ipv6())?;
+        if self.source.is_some_and(|source| source.is_ipv4() != to.is_ipv4()) {
             return Err(Failure::Usage("--source and --to must be of one address family".to_owned()));
         }
-        let has_no_own = matches!(self.from, Source::Tunnel { .. } | Source::Uplink);
+        let has_no_own = matches!(from, Source::Tunnel { .. } | Source::Uplink);
         if has_no_own && self.source.is_none() {
             return Err(Failure::Usage(
                 "what comes from a peer or an uplink has no address of its own: say --source ADDRESS"
@@ -282,9 +321,9 @@ impl Explain {
             ));
         }
         Ok(Question {
-            from: self.from,
+            from,
             source: self.source,
-            destination: self.to,
+            destination: to,
             protocol,
             source_port: self.source_port,
             destination_port,
@@ -337,7 +376,7 @@ fn address(text: &str) -> Result<String, String> {
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
-    match text {
+    match text.to_ascii_lowercase().as_str() {
         "icmp" => Ok(Protocol::Icmp),
         "icmp6" => Ok(Protocol::Number(ICMPV6)),
         "tcp" => Ok(Protocol::Number(TCP)),

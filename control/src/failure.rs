@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use penstock_api::Fault;
 use penstock_api::client::ClientError;
+use penstock_control::judge::JudgeError;
+use penstock_control::manifests::ManifestError;
 use serde_json::json;
 use thiserror::Error;
 
@@ -20,6 +22,12 @@ pub(crate) enum Failure {
     /// The file given holds mistakes; nothing was sent.
     #[error("nothing was sent:\n{}", .0.iter().map(|fault| format!("  {fault}")).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
+    /// The manifests given hold mistakes.
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    /// The manifests do not answer the question.
+    #[error(transparent)]
+    Judge(#[from] JudgeError),
     /// The system refused something on this side.
     #[error("{what}: {source}")]
     Io {
@@ -41,7 +49,12 @@ impl Failure {
     pub(crate) fn is_closed_pipe(&self) -> bool {
         match self {
             Self::Output(error) | Self::Io { source: error, .. } => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Client(_) | Self::Usage(_) | Self::Faults(_) | Self::Agent(_) => false,
+            Self::Client(_)
+            | Self::Usage(_)
+            | Self::Faults(_)
+            | Self::Agent(_)
+            | Self::Manifests(_)
+            | Self::Judge(_) => false,
         }
     }
 
@@ -49,7 +62,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Client(_) | Self::Agent(_) | Self::Io { .. } | Self::Output(_) => ExitCode::from(1),
-            Self::Usage(_) | Self::Faults(_) => ExitCode::from(2),
+            Self::Usage(_) | Self::Faults(_) | Self::Manifests(_) | Self::Judge(_) => ExitCode::from(2),
         }
     }
 
@@ -57,7 +70,9 @@ impl Failure {
     pub(crate) fn report(&self, as_json: bool) {
         if as_json {
             let faults: &[Fault] = match self {
-                Self::Client(ClientError::Refused(faults)) | Self::Faults(faults) => faults,
+                Self::Client(ClientError::Refused(faults))
+                | Self::Faults(faults)
+                | Self::Manifests(ManifestError::Faults(faults)) => faults,
                 _ => &[],
             };
             eprintln!("{}", json!({ "error": self.to_string(), "faults": faults }));

@@ -22,5 +22,5 @@ pub use resources::Network;
 pub use resources::{
     Block, EgressIP, EgressIPSpec, EgressIPStatus, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus,
     NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, NetworkSpec, NodeConfig, NodeConfigSpec,
-    PoolUse, definitions,
+    PoolUse, definitions, definitions_yaml,
 };

@@ -1,4 +1,4 @@
-//! The command line `penstock`: asks the node's dataplane, and tells it.
+//! The command line `penstock`: asks the node's dataplane, and tells it; what manifests mean it says without one.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod change;
 mod failure;
 mod follow;
 mod node;
+mod offline;
 mod output;
 mod pcap;
 mod rates;
@@ -83,6 +84,9 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let keys = change::keys(kind, &names)?;
             change::delete(&mut connect().await?, &keys, &mut out).await
         }
+        Command::Connectivity(wanted) => offline::connectivity(&wanted.manifests, &mut out),
+        Command::Crds => offline::definitions(&mut out),
+        Command::Explain(asked) if asked.manifests.is_some() => offline::explain(&asked, &mut out),
         Command::Explain(asked) => {
             let question = asked.question()?;
             show::explain(&mut connect().await?, &question, &mut out).await

@@ -192,20 +192,20 @@ impl Reader {
             return;
         }
         let group = version.split_once('/').map_or("", |(group, _)| group);
-        let known = match (group, kind.as_str()) {
-            ("", "Node" | "Namespace" | "Pod" | "Service" | "ReplicationController") => true,
-            ("networking.k8s.io", "NetworkPolicy")
-            | (
-                "policy.networking.k8s.io",
-                "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy",
-            )
-            | ("discovery.k8s.io", "EndpointSlice")
-            | ("k8s.cni.cncf.io", "NetworkAttachmentDefinition")
-            | ("penstock.dev", "Network" | "IPPool" | "EgressIP" | "NodeConfig")
-            | ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
-            | ("batch", "Job" | "CronJob") => true,
-            _ => false,
-        };
+        let known = matches!(
+            (group, kind.as_str()),
+            ("", "Node" | "Namespace" | "Pod" | "Service" | "ReplicationController")
+                | ("networking.k8s.io", "NetworkPolicy")
+                | (
+                    "policy.networking.k8s.io",
+                    "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy",
+                )
+                | ("discovery.k8s.io", "EndpointSlice")
+                | ("k8s.cni.cncf.io", "NetworkAttachmentDefinition")
+                | ("penstock.dev", "Network" | "IPPool" | "EgressIP" | "NodeConfig")
+                | ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+                | ("batch", "Job" | "CronJob")
+        );
         if known {
             self.object(document, &kind, &place);
         }

@@ -125,8 +125,8 @@ fn check(given: &[Given], out: &mut Output) -> Result<(), Failure> {
 
 fn places(folders: &CniFolders) -> Places {
     Places {
-        bin: folders.bin_dir.clone(),
-        conf: folders.conf_dir.clone(),
+        bin: folders.binaries.clone(),
+        conf: folders.configurations.clone(),
         conf_name: folders.conf_name.clone(),
     }
 }

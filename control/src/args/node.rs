@@ -71,10 +71,10 @@ pub(crate) struct AttacherArgs {
 pub(crate) struct CniFolders {
     /// The folder of the runtime's plugins
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    pub(crate) bin_dir: PathBuf,
+    pub(crate) binaries: PathBuf,
     /// The folder of the runtime's network configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub(crate) conf_dir: PathBuf,
+    pub(crate) configurations: PathBuf,
     /// The configuration's file name; runtimes take the first in alphabetical order
     #[arg(long, value_name = "NAME", default_value = "05-penstock.conflist")]
     pub(crate) conf_name: String,

@@ -13,8 +13,10 @@ use nix::sched::{CloneFlags, setns};
 use penstock_cni::result::Route;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader};
-use rtnetlink::{Handle, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
+use rtnetlink::{
+    Handle, LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 use thiserror::Error;
 
 /// Why an interface could not be made or found.
@@ -219,13 +221,22 @@ impl Links {
         self.handle.link().add(message).execute().await.map_err(LinkError::of("make", veth.pod))
     }
 
-    /// Makes an interface that swallows everything, which stands for one that the kernel has no part in.
+    /// Makes an interface that leads nowhere, which stands for one that the kernel has no part in: a dummy, or a bridge
+    /// without ports where the kernel has no dummies.
     ///
     /// # Errors
     /// [`LinkError`].
     pub async fn make_placeholder(&self, name: &str, mac: [u8; 6], mtu: u32) -> Result<(), LinkError> {
         let message = LinkMessageBuilder::<LinkDummy>::new(name).mtu(mtu).address(mac.to_vec()).build();
-        self.handle.link().add(message).execute().await.map_err(LinkError::of("make", name))
+        match self.handle.link().add(message).execute().await {
+            Err(error) if errno(&error) == Some(libc::EOPNOTSUPP) => {
+                tracing::debug!("this kernel has no dummy interfaces: {name} is a bridge without ports");
+                let message =
+                    LinkMessageBuilder::<LinkBridge>::new(name).mtu(mtu).address(mac.to_vec()).build();
+                self.handle.link().add(message).execute().await.map_err(LinkError::of("make", name))
+            }
+            made => made.map_err(LinkError::of("make", name)),
+        }
     }
 
     /// Removes an interface; false when there was none.
@@ -361,9 +372,11 @@ impl Links {
     pub async fn add_route(&self, name: &str, index: u32, route: &Route) -> Result<(), LinkError> {
         let length = route.dst.prefix_len();
         let mut message = match (route.dst.addr(), route.gw) {
-            (IpAddr::V4(to), None) => {
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, length).build()
-            }
+            // The link itself leads there: what goes by a gateway finds the gateway so.
+            (IpAddr::V4(to), None) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, length)
+                .scope(RouteScope::Link)
+                .build(),
             (IpAddr::V4(to), Some(IpAddr::V4(gateway))) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(to, length)
                 .gateway(gateway)

@@ -303,6 +303,10 @@ impl Plan {
                 continue;
             }
             if !has_default(ipv4) {
+                // Other plugins make routes by the gateway in tables of their own, and want it to be reached (`sbr`).
+                if ipv4 {
+                    routes.extend(gateway.map(|gateway| route(IpNet::from(gateway), None)));
+                }
                 let any: IpAddr = if ipv4 { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
                 routes.extend(IpNet::new(any, 0).map(|dst| route(dst, gateway)));
                 continue;

@@ -71,7 +71,9 @@ impl Judge {
         port: Option<u16>,
     ) -> Side {
         let ruling = self.side(own, direction, other, protocol, port);
-        let selected_by = self.selecting(own, direction);
+        let mut selected_by: Vec<String> =
+            self.selecting(own, direction).iter().map(|name| written(name)).collect();
+        selected_by.dedup();
         let mut side = Side {
             who: match own {
                 Party::Pod(key) => {
@@ -94,7 +96,10 @@ impl Judge {
             (_, Some(Decider::End)) if side.selected_by.is_empty() => {
                 "no policy selects it in this direction".to_owned()
             }
-            (_, Some(decider)) => {
+            (_, Some(mut decider)) => {
+                if let Decider::Rule(path) = &mut decider {
+                    path.policy = written(&path.policy);
+                }
                 let said = decider.to_string();
                 match decider {
                     Decider::Rule(path) => {
@@ -110,6 +115,11 @@ impl Judge {
         };
         side
     }
+}
+
+/// The policy as its author knows it: `shop/web` for what became `shop/web/1f2e3d4c`.
+fn written(policy: &str) -> String {
+    policy.splitn(3, '/').take(2).collect::<Vec<_>>().join("/")
 }
 
 /// Three lines: the verdict, then each side.

@@ -252,3 +252,15 @@ pub struct NetworkAttachmentDefinitionSpec {
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     vec![Network::crd(), IPPool::crd(), EgressIP::crd(), NodeConfig::crd()]
 }
+
+/// The same as YAML, each with the name of its file.
+///
+/// # Errors
+/// What the writer of YAML cannot write.
+pub fn definitions_yaml() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
+    let all = definitions().into_iter();
+    all.map(|definition| {
+        Ok((format!("{}.yaml", definition.spec.names.plural), serde_saphyr::to_string(&definition)?))
+    })
+    .collect()
+}

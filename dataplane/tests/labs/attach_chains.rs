@@ -71,7 +71,6 @@ fn plugins_behind_ours_find_what_they_need() {
         { "type": "bandwidth", "ingressRate": 1_000_000_000, "ingressBurst": 1_000_000_000,
           "egressRate": 1_000_000_000, "egressBurst": 1_000_000_000 },
         { "type": "portmap", "capabilities": { "portMappings": true } },
-        { "type": "sbr" },
     ]);
     configure(&runtime, "chain", "1.0.0", &plugins);
     let result = cnitool(&runtime, &node, "add", "chain", &container);
