@@ -393,7 +393,8 @@ impl Translation {
 
     fn follow_ground(&mut self, cluster: &Cluster, change: &Change, locals: bool) {
         let leaving = !change.egress.is_empty() || (locals && !cluster.egress().is_empty());
-        if !change.ground && !leaving {
+        // At first there is none, whatever changed.
+        if !change.ground && !leaving && !self.ground.is_empty() {
             return;
         }
         let mut refusals = Refusals::new();
