@@ -42,7 +42,7 @@ fn form(which: usize, form: usize) -> Object {
                ingress: [{{ action: Deny, from: [{{ pods: {{ namespaceSelector: {{}}, podSelector: {{ matchLabels: {{ app: {label} }} }} }} }}],
                             protocols: [{{ destinationNamedPort: web }}] }}],
                egress: [{{ action: Accept, to: [{{ nodes: {{ matchLabels: {{ zone: {label} }} }} }}] }}] }} }}",
-            if form % 2 == 0 { "Admin" } else { "Baseline" },
+            if form.is_multiple_of(2) { "Admin" } else { "Baseline" },
         ),
         19..21 => format!(
             "{{ apiVersion: v1, kind: Node, metadata: {{ name: node{which}, labels: {{ zone: {label} }} }},
@@ -77,7 +77,7 @@ fn pod(number: usize, form: usize) -> String {
         3 => String::new(),
         form => format!("podIP: 10.19.0.{},", number / 2 + 10 * (form / 2)),
     };
-    let phase = if form == 2 && number % 2 == 0 { "Succeeded" } else { "Running" };
+    let phase = if form == 2 && number.is_multiple_of(2) { "Succeeded" } else { "Running" };
     format!(
         "{{ apiVersion: v1, kind: Pod, metadata: {{ namespace: n{namespace}, name: p{number}, labels: {{ app: {label} }},
            creationTimestamp: \"2026-01-0{}T00:00:00Z\" }},

@@ -101,7 +101,7 @@ fn an_accelerated_container_has_a_socket_a_placeholder_and_a_description() {
     let shown = container.place.run("ip address show eth0");
     assert!(shown.contains(&address(&result, false)) && shown.contains("02:00:00:00:00:77"), "{shown}");
     let mut with_result = config.clone();
-    with_result["prevResult"] = result;
+    with_result["prevResult"] = result.clone();
     runtime.call("CHECK", &container, &with_result).unwrap();
     runtime.call("DEL", &container, &config).unwrap();
     assert!(!folder.exists() && !description.exists());
