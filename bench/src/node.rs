@@ -262,6 +262,10 @@ fn node(profile: &Profile) -> Testbed {
     for gateway in GATEWAYS {
         node.underlay.neighbours.insert((DeviceId(UPLINK), gateway), NEXT_HOP_MAC);
     }
+    if let Some(uplink) = node.underlay.uplinks.get_mut("wire") {
+        // Room for a tunnel's headers around the largest frame of a pod.
+        uplink.mtu = 1600;
+    }
     node.publish();
     node
 }
