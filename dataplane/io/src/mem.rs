@@ -302,8 +302,8 @@ mod tests {
         assert_eq!(port.rx_burst(&mut pool, &mut burst), 0);
         assert_eq!((port.arrive(3), port.rx_burst(&mut pool, &mut burst)), (3, 3));
         assert_eq!(burst.frames().iter().map(|frame| frame.bytes()[0]).collect::<Vec<_>>(), [0, 1, 0]);
-        assert_eq!((port.arrive(40), port.rx_burst(&mut pool, &mut burst)), (40, BURST - 3));
-        assert_eq!(port.arrive(0), 40 - (BURST as u64 - 3));
+        assert_eq!((port.arrive(70), port.rx_burst(&mut pool, &mut burst)), (70, BURST - 3));
+        assert_eq!(port.arrive(0), 70 - (BURST as u64 - 3));
         pool.free_burst(&mut burst);
     }
 

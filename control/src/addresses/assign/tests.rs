@@ -144,7 +144,7 @@ fn pools_choose_services_by_label_and_services_pools_by_name() {
         [Pool { services: selector("web"), ..pool("a", &["192.0.2.0/30"]) }, pool("b", &["198.51.100.0/30"])];
     assert_eq!(given(&pools, &[claim("plain")], "plain"), ["198.51.100.0"]);
     let web = Claim { labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]), ..claim("web") };
-    assert_eq!(given(&pools, &[web.clone()], "web"), ["192.0.2.0"]);
+    assert_eq!(given(&pools, std::slice::from_ref(&web), "web"), ["192.0.2.0"]);
     assert_eq!(
         given(&pools, &[Claim { pool: Some("b".to_owned()), ..web.clone() }], "web"),
         ["198.51.100.0"]
