@@ -38,7 +38,7 @@ fn pod(size: &Size, number: usize, round: usize) -> Object {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
             "namespace": format!("team{namespace}"), "name": format!("app-{number}"),
-            "labels": { "app": format!("app{}", number / size.namespaces % 20), "round": round.to_string(), "tier": "web" },
+            "labels": { "app": format!("app{}", (number / size.namespaces + round) % 20), "tier": "web" },
         },
         "spec": { "nodeName": format!("node{node}"), "containers": [{ "name": "c", "ports": [{ "name": "http", "containerPort": 8080 }] }] },
         "status": { "phase": "Running", "podIP": format!("10.{}.{}.{host}", 1 + node / 256, node % 256) },
@@ -61,7 +61,7 @@ fn policy(size: &Size, number: usize, round: usize) -> Object {
         "metadata": { "namespace": format!("team{namespace}"), "name": format!("policy-{number}") },
         "spec": {
             "podSelector": { "matchLabels": { "app": format!("app{app}") } },
-            "ingress": [{ "from": [peer], "ports": [{ "port": 8000 + round % 100 }, { "port": "http" }] }],
+            "ingress": [{ "from": [peer], "ports": [{ "port": 8000 + round }, { "port": "http" }] }],
         },
     }))
 }
@@ -125,7 +125,7 @@ fn main() {
     let far = |event: usize| 1 + event * 7 % (size.pods - 1);
     let near = |event: usize| event * size.nodes % size.pods;
     events("a pod's labels change", &|event| pod(&size, far(event), 1 + event));
-    events("a local pod's labels change", &|event| pod(&size, near(event), 2000 + event));
+    events("a local pod's labels change", &|event| pod(&size, near(event), 1 + event));
     events("a policy changes", &|event| policy(&size, event * 7 % size.policies, 1 + event));
     events("a local pod's policy changes", &|event| {
         policy(&size, (event % size.policies.div_ceil(size.namespaces)) * size.namespaces, 1 + event)

@@ -187,6 +187,8 @@ pub(super) struct Set {
     named_by: BTreeSet<User>,
     /// The identities that the dataplane was told.
     told: Vec<Name>,
+    /// The shards that it was told otherwise, or not at all.
+    stale: BTreeSet<usize>,
 }
 
 impl Set {
@@ -200,12 +202,10 @@ impl Set {
         (0..self.shards.len()).map(|shard| names::shard(&self.name, shard, self.shards.len())).collect()
     }
 
-    /// Its identities.
-    fn identities(&self) -> impl Iterator<Item = (Name, Vec<Prefix>)> {
-        let of = |addresses: &BTreeSet<IpAddr>| -> Vec<Prefix> {
-            addresses.iter().filter_map(|address| Prefix::new((*address).into()).ok()).collect()
-        };
-        self.names().into_iter().zip(self.shards.iter().map(of))
+    /// The addresses of a shard.
+    fn prefixes(&self, shard: usize) -> Vec<Prefix> {
+        let addresses = self.shards[shard].iter();
+        addresses.filter_map(|address| Prefix::new((*address).into()).ok()).collect()
     }
 
     fn shard_of(&self, address: IpAddr) -> usize {
@@ -221,6 +221,7 @@ impl Set {
         for address in &pod.addresses {
             let shard = self.shard_of(*address);
             self.addresses += usize::from(self.shards[shard].insert(*address));
+            self.stale.insert(shard);
         }
     }
 
@@ -237,6 +238,7 @@ impl Set {
         for address in &pod.addresses {
             let shard = self.shard_of(*address);
             self.addresses -= usize::from(self.shards[shard].remove(address));
+            self.stale.insert(shard);
         }
     }
 
@@ -252,6 +254,7 @@ impl Set {
             let shard = self.shard_of(address);
             self.shards[shard].insert(address);
         }
+        self.stale = (0..wanted).collect();
         true
     }
 }
@@ -301,6 +304,7 @@ impl Sets {
             users: BTreeSet::from([user.clone()]),
             named_by: BTreeSet::new(),
             told: Vec::new(),
+            stale: BTreeSet::from([0]),
         };
         for pod in people.members(&key) {
             set.add(pod);
@@ -346,6 +350,9 @@ impl Sets {
     pub(super) fn name(&mut self, id: usize, user: &User, named: bool) {
         if let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) {
             if named {
+                if set.named_by.is_empty() {
+                    set.stale = (0..set.shards.len()).collect();
+                }
                 set.named_by.insert(user.clone());
             } else {
                 set.named_by.remove(user);
@@ -353,14 +360,20 @@ impl Sets {
         }
     }
 
-    /// The identities of a set as they are to be told, none if nobody names it, and those that are gone.
+    /// The identities of a set that are to be told anew, and those that are gone: all if nobody names it.
     pub(super) fn tell(&mut self, id: usize) -> (Vec<(Name, Vec<Prefix>)>, Vec<Name>) {
         let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) else {
             return (Vec::new(), Vec::new());
         };
-        let identities: Vec<(Name, Vec<Prefix>)> =
-            if set.named_by.is_empty() { Vec::new() } else { set.identities().collect() };
-        let names = identities.iter().map(|(name, _)| name.clone()).collect();
+        if set.named_by.is_empty() {
+            return (Vec::new(), std::mem::take(&mut set.told));
+        }
+        let stale = std::mem::take(&mut set.stale);
+        if stale.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let names = set.names();
+        let identities = stale.into_iter().map(|shard| (names[shard].clone(), set.prefixes(shard))).collect();
         let mut gone = std::mem::replace(&mut set.told, names);
         gone.retain(|name| !set.told.contains(name));
         (identities, gone)
