@@ -66,12 +66,25 @@ pub fn assign(pools: &[Pool], claims: &[Claim]) -> Assignment {
     for claim in &claims {
         desk.keep(claim);
     }
-    let mut refused = BTreeMap::new();
-    for claim in &claims {
-        if let Err(refusal) = desk.fill(claim) {
-            refused.insert(claim.service.clone(), refusal);
+    // What a service that cannot have both families gives back is there for the others: they are asked once more.
+    let mut given_back = BTreeMap::new();
+    let refused = loop {
+        let (mut refused, before) = (BTreeMap::new(), given_back.len());
+        for claim in claims
+            .iter()
+            .filter(|claim| !given_back.contains_key(&claim.service))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            let Err(refusal) = desk.fill(claim) else { continue };
+            let to = if claim.stacks == Stacks::RequireDual { &mut given_back } else { &mut refused };
+            to.insert(claim.service.clone(), refusal);
         }
-    }
+        if given_back.len() == before {
+            refused.append(&mut given_back);
+            break refused;
+        }
+    };
     let Desk { given, .. } = desk;
     let in_order = |claim: &&Claim| {
         let given = given.get(&claim.service)?;

@@ -7,29 +7,34 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::blocks::{Block, Blocks, BlocksError, Versioned};
 
-type Kept = BTreeMap<String, Vec<Versioned>>;
+/// All pools' blocks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    /// The last version that was given to a block. Each is given once, so that a block that went and came again is not taken
+    /// for what it was.
+    version: u64,
+    pools: BTreeMap<String, Vec<Versioned>>,
+}
 
 fn write(kept: &mut Kept, pool: &str, block: Block, over: Option<u64>) -> Result<(), BlocksError> {
-    let blocks = kept.entry(pool.to_owned()).or_default();
+    let version = kept.version + 1;
+    let blocks = kept.pools.entry(pool.to_owned()).or_default();
     let found = blocks.iter_mut().find(|it| it.block.prefix == block.prefix);
     match (found, over) {
-        (Some(it), Some(version)) if it.version == version => {
-            *it = Versioned { block, version: version + 1 };
-            Ok(())
-        }
-        (None, None) => {
-            blocks.push(Versioned { block, version: 1 });
-            Ok(())
-        }
-        _ => Err(BlocksError::Conflict),
+        (Some(it), Some(read)) if it.version == read => *it = Versioned { block, version },
+        (None, None) => blocks.push(Versioned { block, version }),
+        _ => return Err(BlocksError::Conflict),
     }
+    kept.version = version;
+    Ok(())
 }
 
 fn remove(kept: &mut Kept, pool: &str, prefix: IpNet, version: u64) -> Result<(), BlocksError> {
-    let blocks = kept.entry(pool.to_owned()).or_default();
+    let blocks = kept.pools.entry(pool.to_owned()).or_default();
     let place = blocks.iter().position(|it| it.block.prefix == prefix && it.version == version);
     blocks.remove(place.ok_or(BlocksError::Conflict)?);
     Ok(())
@@ -41,7 +46,7 @@ pub struct MemoryBlocks(Mutex<Kept>);
 
 impl Blocks for MemoryBlocks {
     async fn list(&self, pool: &str) -> Result<Vec<Versioned>, BlocksError> {
-        let listed = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(pool).cloned();
+        let listed = self.0.lock().unwrap_or_else(PoisonError::into_inner).pools.get(pool).cloned();
         // Others have their turn between what is read and what is written.
         tokio::task::yield_now().await;
         Ok(listed.unwrap_or_default())
@@ -99,7 +104,7 @@ impl FileBlocks {
 
 impl Blocks for FileBlocks {
     async fn list(&self, pool: &str) -> Result<Vec<Versioned>, BlocksError> {
-        self.locked(|kept| Ok(kept.get(pool).cloned().unwrap_or_default()))
+        self.locked(|kept| Ok(kept.pools.get(pool).cloned().unwrap_or_default()))
     }
 
     async fn write(&self, pool: &str, block: Block, over: Option<u64>) -> Result<(), BlocksError> {

@@ -80,7 +80,14 @@ pub async fn deliver(
         deletes.retain(|key| held.contains(key));
         upserts = put(sink, upserts, held, &mut done).await?;
         deletes = remove(sink, deletes, held, &mut done).await?;
-        if (upserts.is_empty() && deletes.is_empty()) || done.upserted + done.deleted == before {
+        if upserts.is_empty() && deletes.is_empty() {
+            break;
+        }
+        if done.upserted + done.deleted == before {
+            // Where they stand in nobody's way but each other's, the first of them is taken.
+            upserts = put_each(sink, upserts, held, &mut done).await?;
+        }
+        if done.upserted + done.deleted == before {
             break;
         }
     }
@@ -129,6 +136,20 @@ async fn put(
             }
             Err(error) => return Err(error),
         }
+    }
+    Ok(rest)
+}
+
+/// Adds what can be added, one after the other; answers the rest.
+async fn put_each(
+    sink: &mut impl Sink,
+    upserts: Vec<Arc<Object>>,
+    held: &mut BTreeSet<Key>,
+    done: &mut Delivered,
+) -> Result<Vec<Arc<Object>>, ClientError> {
+    let mut rest = Vec::new();
+    for object in upserts {
+        rest.extend(put(sink, vec![object], held, done).await?);
     }
     Ok(rest)
 }

@@ -32,13 +32,18 @@ fn packets_follow_a_directory_of_manifests() {
     write("cluster.json", &json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string());
     let agent = |i: u8| {
         lab.node(i).spawn(&format!(
-            "{} --node node{i} --manifests {} --socket {}",
+            "{} --node node{i} --manifests {} --socket {} --listen 127.0.0.1:9470",
             programs().join("penstock-agent").display(),
             folder.display(),
             lab.file(&format!("node{i}.sock")).display()
         ))
     };
     let mut agents = [agent(1), agent(2)];
+    for i in 1..=2 {
+        wait_until("the agent has told its dataplane everything", || {
+            lab.node(i).attempt("curl -sf http://127.0.0.1:9470/readyz").status.success()
+        });
+    }
     ping(&lab.pod(1, 1), &v4(2, 1));
     let closed = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: default}\n\
                   spec: {podSelector: {matchLabels: {node: node2}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {pod: pod2}}}]}]}\n";
