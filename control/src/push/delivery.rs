@@ -60,7 +60,7 @@ pub(super) async fn deliver_batch(
     deliver(sink, batch.upserts.clone(), batch.deletes.clone(), held).await
 }
 
-/// [`deliver_batch`] of `upserts` and `deletes`.
+/// Sends `upserts` and `deletes` as a batch is sent: what is new before what is old is removed, and without what is refused.
 ///
 /// # Errors
 /// When the dataplane cannot be asked.
