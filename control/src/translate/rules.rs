@@ -210,8 +210,9 @@ fn numbers(rule: &Rule) -> Option<Vec<RulePort>> {
 }
 
 fn port_of(port: &PodPort) -> RulePort {
-    let range = PortRange::new(port.number, port.number).ok();
-    RulePort { protocol: port.protocol, port: range, icmp_type: None, icmp_code: None }
+    // A rule without a port would mean every port.
+    let range = PortRange::new(port.number, port.number).expect("a pod's port is not zero (`cluster::pod`)");
+    RulePort { protocol: port.protocol, port: Some(range), icmp_type: None, icmp_code: None }
 }
 
 fn said(rule: &Rule, name: String, peers: Vec<RulePeer>, ports: Vec<RulePort>) -> SaidRule {
