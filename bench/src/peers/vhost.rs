@@ -1,7 +1,7 @@
 //! A guest on vhost-user: a testpmd with two virtio-user ports on CPU 0, each of which sends what the other has received,
 //! through whoever serves their sockets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::PeerError;
@@ -79,4 +79,43 @@ impl Guest {
     pub fn pause(&self) -> Result<(), PeerError> {
         self.0.pause()
     }
+}
+
+/// A guest that sends the frames of a capture, read into memory once, from a port at one socket, over and over, and that
+/// takes what comes at another; either of the two, or both. `from` is (capture, frames in it, socket).
+///
+/// # Errors
+/// When it does not start.
+pub fn one_way(
+    lab: &Lab,
+    from: Option<(&Path, u64, &Path)>,
+    to: Option<&Path>,
+) -> Result<Testpmd, PeerError> {
+    let port = |number: usize, socket: &Path| {
+        format!(
+            " --vdev=net_virtio_user{number},path={},mac={},queue_size=1024",
+            socket.display(),
+            MACS[number]
+        )
+    };
+    let (mut devices, mut ports, mut buffers) = (String::new(), 0, 16_384);
+    if let Some((capture, frames, socket)) = from {
+        devices +=
+            &format!(" --vdev=net_pcap0,rx_pcap={},infinite_rx=1{}", capture.display(), port(0, socket));
+        ports += 2;
+        // `infinite_rx` keeps every frame in a buffer of its own.
+        buffers += frames;
+    }
+    if let Some(socket) = to {
+        devices += &format!("{} --vdev=net_null0,no-rx=1", port(1, socket));
+        ports += 2;
+    }
+    // A buffer with its header takes less than 2.5 KiB.
+    let memory = 64 + buffers * 5 / 2048;
+    let devices = format!("{} -m {memory} --single-file-segments{devices}", guest_environment());
+    let own =
+        format!("--forward-mode=io --port-topology=paired --total-num-mbufs={buffers} --txd=1024 --rxd=1024");
+    let mut testpmd = Testpmd::start(lab, 0, ports, &devices, &own)?;
+    testpmd.tell("start")?;
+    Ok(testpmd)
 }
