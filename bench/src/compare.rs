@@ -321,18 +321,25 @@ impl Server {
 /// A server and a guest of it take their turn.
 fn circulate(server: Server, rings: Rings, headers: Option<&[Headers; 2]>) -> Result<Turn, RowError> {
     let mut guest = Guest::start(server.lab(), rings, headers)?;
+    // Some take a while until they serve a guest that has come.
+    guest.come_round().or_else(|error| refused(&server, error))?;
     guest.pause()?;
     server.pause()?;
     Ok(Box::new(move |time| {
         server.resume()?;
-        let rate = guest.turn(time);
-        if let (Err(_), Server::Daemon(_, daemon)) = (&rate, &server) {
-            let log = format!("drops: {:?}", daemon.drops()?);
-            return Err(PeerError::Idle { peer: "the guest behind penstockd", log }.into());
-        }
+        let rate = guest.turn(time).or_else(|error| refused(&server, error))?;
         server.pause()?;
-        Ok(rate?)
+        Ok(rate)
     }))
+}
+
+/// What our daemon dropped says more than that nothing came back.
+fn refused(server: &Server, error: PeerError) -> Result<f64, RowError> {
+    let Server::Daemon(_, daemon) = server else {
+        return Err(error.into());
+    };
+    let log = format!("drops: {:?}", daemon.drops()?);
+    Err(PeerError::Idle { peer: "the guest behind penstockd", log }.into())
 }
 
 /// The guest of both, where ours answers to connections.

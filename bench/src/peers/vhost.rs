@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::PeerError;
 use super::headers::Headers;
-use super::lab::Lab;
+use super::lab::{Lab, wait_for};
 use super::testpmd::{Testpmd, guest_environment};
 
 /// The guest's rings and frames.
@@ -17,6 +17,9 @@ pub struct Rings {
     /// Bytes of each frame, check sequence included.
     pub size: u16,
 }
+
+/// How often it is looked whether frames come back: testpmd's rates are of the time between two looks.
+const COMES_BACK: Duration = Duration::from_millis(100);
 
 /// The MAC addresses of the guest's two ports.
 pub const MACS: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
@@ -61,6 +64,18 @@ impl Guest {
         }
         testpmd.tell("start tx_first")?;
         Ok(Guest(testpmd))
+    }
+
+    /// Waits until its frames come back to it; returns the packets a second.
+    ///
+    /// # Errors
+    /// When it has ended, or they do not in time.
+    pub fn come_round(&mut self) -> Result<f64, PeerError> {
+        wait_for("the guest's frames to come back", || {
+            std::thread::sleep(COMES_BACK);
+            let (received, _) = self.0.rates()?;
+            Ok((received > 0.0).then_some(received))
+        })
     }
 
     /// Lets it go on for a while; returns the packets a second that it receives at its two ports.
