@@ -23,6 +23,7 @@ pub use preference::preferred;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -41,6 +42,10 @@ pub const DOMAIN: &str = "penstock.dev";
 /// Where the kubelet's sockets are unless it is told otherwise.
 pub const KUBELET_FOLDER: &str = "/var/lib/kubelet/device-plugins";
 
+/// A pod that is bound to a node whose devices are unhealthy is refused for good, and a restart of the dataplane takes less
+/// than this.
+pub const GRACE: Duration = Duration::from_secs(30);
+
 /// What is offered, and to whom.
 #[derive(Debug, Clone)]
 pub struct Offer {
@@ -52,6 +57,8 @@ pub struct Offer {
     pub devices: PathBuf,
     /// How many vhost-user devices there are; no such resource when 0.
     pub vhost_user: u32,
+    /// How long the dataplane may be away before devices are said to be unhealthy.
+    pub grace: Duration,
 }
 
 /// Serves every resource of an offer, for ever.
@@ -59,7 +66,7 @@ pub async fn run(offer: Offer) {
     let sysfs = Sysfs::default();
     let (tell, outside) = tokio::sync::watch::channel(Outside::default());
     let mut tasks = JoinSet::new();
-    tasks.spawn(dataplane::follow(offer.dataplane.clone(), sysfs, tell));
+    tasks.spawn(dataplane::follow(offer.dataplane.clone(), offer.grace, sysfs, tell));
     let mut pools: Vec<Arc<dyn Pool>> = Vec::new();
     if offer.vhost_user > 0 {
         pools.push(Arc::new(SocketFolders::new(offer.devices.clone(), offer.vhost_user)));

@@ -11,10 +11,6 @@ use tokio::time::{Instant, sleep};
 
 use crate::sysfs::Sysfs;
 
-/// How long the dataplane may be away before devices are said to be unhealthy: a pod that is bound to a node meanwhile
-/// would be refused for good, and a restart takes less.
-const GRACE: Duration = Duration::from_secs(30);
-
 /// How long to wait before a dataplane that is not there is looked for again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -28,7 +24,7 @@ pub struct Outside {
 }
 
 /// Follows the dataplane, for ever.
-pub(super) async fn follow(socket: PathBuf, sysfs: Sysfs, tell: watch::Sender<Outside>) {
+pub(super) async fn follow(socket: PathBuf, grace: Duration, sysfs: Sysfs, tell: watch::Sender<Outside>) {
     let mut away_since = Instant::now();
     loop {
         if let Err(error) = attend(&socket, &sysfs, &tell).await {
@@ -37,12 +33,12 @@ pub(super) async fn follow(socket: PathBuf, sysfs: Sysfs, tell: watch::Sender<Ou
             away_since = Instant::now();
         }
         sleep(PAUSE).await;
-        if away_since.elapsed() >= GRACE {
+        if away_since.elapsed() >= grace {
             let was_there = tell.send_if_modified(|outside| std::mem::replace(&mut outside.is_there, false));
             if was_there {
                 tracing::warn!(
                     "the dataplane has been away for {} s: its devices are unhealthy",
-                    GRACE.as_secs()
+                    grace.as_secs()
                 );
             }
         }
