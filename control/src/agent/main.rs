@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use penstock_api::DEFAULT_SOCKET;
 use penstock_api::model::Name;
 use penstock_control::agent::{Options, Source, run};
+use penstock_control::deviceplugin::{GRACE, Offer};
 use penstock_control::push::Dataplane;
 use tracing_subscriber::EnvFilter;
 
@@ -42,6 +43,16 @@ struct Arguments {
     /// Where /metrics, /healthz and /readyz are served, as in 127.0.0.1:9470; nowhere when absent.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// The kubelet's folder of device plugins, as in /var/lib/kubelet/device-plugins: pods can ask for vhost-user sockets
+    /// by the resource penstock.dev/vhost-user; nothing is offered when absent.
+    #[arg(long, env = "PENSTOCK_DEVICE_PLUGINS", value_name = "DIR")]
+    device_plugins: Option<PathBuf>,
+    /// The folder in which a device plugin's devices have theirs.
+    #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
+    devices: PathBuf,
+    /// How many vhost-user sockets pods can ask for; 0 for no such resource.
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    vhost_user_devices: u32,
     /// The namespace of the lease that one agent of the cluster holds.
     #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system", value_name = "NAME")]
     namespace: String,
@@ -73,12 +84,20 @@ fn main() -> ExitCode {
         Some(path) => Source::Manifests(path),
         None => Source::Kubernetes { kubeconfig: arguments.kubeconfig },
     };
+    let devices = arguments.device_plugins.map(|kubelet| Offer {
+        kubelet,
+        dataplane: arguments.socket.clone(),
+        devices: arguments.devices,
+        vhost_user: arguments.vhost_user_devices,
+        grace: GRACE,
+    });
     let options = Options {
         node: arguments.node,
         source,
         dataplane: Dataplane { socket: arguments.socket, owns_endpoints: false },
         namespace: arguments.namespace,
         listen: arguments.listen,
+        devices,
     };
     match runtime.block_on(run(options)) {
         Ok(()) => ExitCode::SUCCESS,

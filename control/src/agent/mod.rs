@@ -26,6 +26,7 @@ use self::core::{Core, CoreMetrics};
 use self::health::Health;
 use self::http::Answers;
 pub use self::http::ListenError;
+use crate::deviceplugin::{self, Offer};
 use crate::push::{Dataplane, EVENTS, Wanted};
 use crate::status::{Lease, Reporter, Sources};
 use crate::watch::{DirectoryError, NEWS, WatchMetrics, Watches, follow_directory};
@@ -55,6 +56,8 @@ pub struct Options {
     pub namespace: String,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
     pub listen: Option<SocketAddr>,
+    /// What the kubelet is offered for pods to ask for; nothing when absent.
+    pub devices: Option<Offer>,
 }
 
 /// Why an agent ended.
@@ -110,6 +113,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         let listener = http::listen(address).await?;
         tracing::info!("/metrics, /healthz and /readyz are served on http://{address}");
         tasks.spawn(http::serve(listener, Arc::new(Answers { registry, health })));
+    }
+    if let Some(offer) = &options.devices {
+        tasks.spawn(deviceplugin::run(offer.clone()));
     }
     let (news, told) = mpsc::channel(NEWS);
     // Kept until the end, for with it the watches end.

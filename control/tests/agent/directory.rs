@@ -47,6 +47,7 @@ fn start(directory: &Path, socket: &Path, listen: SocketAddr) -> JoinHandle<()> 
         dataplane: Dataplane { socket: socket.to_owned(), owns_endpoints: false },
         namespace: "kube-system".to_owned(),
         listen: Some(listen),
+        devices: None,
     };
     tokio::spawn(async move { run(options).await.unwrap() })
 }
