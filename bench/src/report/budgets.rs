@@ -128,7 +128,8 @@ pub(super) fn table(document: &Document) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "Ticks of the time-stamp counter a packet or a look-up, in brackets what we would like; or times a peer's rate.\n\n\
+        "Ticks of the time-stamp counter a packet or a look-up, in brackets what we would like; or times a peer's rate. The budgets \
+         are from a machine where testpmd forwards from memory in 47 ticks (1 k flows) and OVS-DPDK does L3 in 130.\n\n\
          | what | budget | measured | peer | |\n|---|---:|---:|---:|---|\n",
     );
     for line in lines {
