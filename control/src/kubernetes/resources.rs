@@ -126,8 +126,9 @@ pub struct IPPoolSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolStatus {
-    /// The blocks that nodes took.
+    /// The blocks that nodes took. An API server only takes a check of each if it knows how many there may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10000), description = "The blocks that nodes took.")]
     pub blocks: Vec<Block>,
 }
 
