@@ -83,6 +83,26 @@ fn plugins_behind_ours_find_what_they_need() {
 }
 
 #[test]
+fn routes_by_source_are_made_from_ours() {
+    let lab = Lab::up("--pods 1");
+    let runtime = Runtime::start(&lab, 1);
+    let node = lab.node(1);
+    let container = Container::new(&lab, "c1");
+    configure(&runtime, "sourced", "1.0.0", &json!([runtime.config(json!({})), { "type": "sbr" }]));
+    let result = cnitool(&runtime, &node, "add", "sourced", &container);
+    let ours = address(&result, false);
+    let rules = container.place.run("ip rule");
+    assert!(rules.contains(&format!("from {ours} lookup 100")), "{rules}");
+    let table = container.place.run("ip route show table 100");
+    assert!(table.contains("default via 169.254.1.1 dev eth0"), "{table}");
+    ping(&container.place, &v4(2, 1));
+    lab.pod(2, 1).run(&format!("ping -c 2 -W 2 {ours}"));
+    cnitool(&runtime, &node, "check", "sourced", &container);
+    cnitool(&runtime, &node, "del", "sourced", &container);
+    assert_eq!(runtime.given().len(), 0);
+}
+
+#[test]
 fn host_local_gives_addresses_in_our_place() {
     let lab = Lab::up("--pods 1");
     let runtime = Runtime::start(&lab, 1);
