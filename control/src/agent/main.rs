@@ -12,6 +12,7 @@ use penstock_api::DEFAULT_SOCKET;
 use penstock_api::model::Name;
 use penstock_control::agent::{Attaching, Options, Source, run};
 use penstock_control::attach::{FaultPoint, FaultPoints, Footprint};
+use penstock_control::deviceplugin::{GRACE, Offer};
 use penstock_control::push::Dataplane;
 use tracing_subscriber::EnvFilter;
 
@@ -61,6 +62,13 @@ struct Arguments {
     /// End as at a loss of power, for tests.
     #[arg(long, value_name = "POINT", hide = true)]
     die_at: Option<FaultPoint>,
+    /// The kubelet's folder of device plugins, as in /var/lib/kubelet/device-plugins: pods can ask for vhost-user sockets
+    /// by the resource penstock.dev/vhost-user; nothing is offered when absent.
+    #[arg(long, env = "PENSTOCK_DEVICE_PLUGINS", value_name = "DIR")]
+    device_plugins: Option<PathBuf>,
+    /// How many vhost-user sockets pods can ask for; 0 for no such resource.
+    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    vhost_user_devices: u32,
     /// The namespace of the lease that one agent of the cluster holds.
     #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system", value_name = "NAME")]
     namespace: String,
@@ -100,7 +108,14 @@ fn main() -> ExitCode {
         reserved: arguments.reserve,
         faults: FaultPoints(arguments.die_at),
     });
-    let footprint = Footprint { sockets: arguments.sockets, devices: arguments.devices };
+    let footprint = Footprint { sockets: arguments.sockets, devices: arguments.devices.clone() };
+    let devices = arguments.device_plugins.map(|kubelet| Offer {
+        kubelet,
+        dataplane: arguments.socket.clone(),
+        devices: arguments.devices,
+        vhost_user: arguments.vhost_user_devices,
+        grace: GRACE,
+    });
     let options = Options {
         node: arguments.node,
         source,
@@ -108,6 +123,7 @@ fn main() -> ExitCode {
         namespace: arguments.namespace,
         listen: arguments.listen,
         attaching,
+        devices,
     };
     match runtime.block_on(run(options)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -34,6 +34,7 @@ use self::http::Answers;
 pub use self::http::ListenError;
 use self::residents::Residents;
 use crate::attach::{LedgerError, ServeError, Server};
+use crate::deviceplugin::{self, Offer};
 use crate::push::{Dataplane, EVENTS, Wanted};
 use crate::status::{Lease, Reporter, Sources};
 use crate::watch::{DirectoryError, NEWS, WatchMetrics, Watches, follow_directory};
@@ -65,6 +66,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Where pods are attached; nowhere when absent.
     pub attaching: Option<Attaching>,
+    /// What the kubelet is offered for pods to ask for; nothing when absent.
+    pub devices: Option<Offer>,
 }
 
 /// Why an agent ended.
@@ -135,6 +138,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         let listener = http::listen(address).await?;
         tracing::info!("/metrics, /healthz and /readyz are served on http://{address}");
         tasks.spawn(http::serve(listener, Arc::new(Answers { registry, health })));
+    }
+    if let Some(offer) = &options.devices {
+        tasks.spawn(deviceplugin::run(offer.clone()));
     }
     let (news, told) = mpsc::channel(NEWS);
     // Kept until the end, for with it the watches end.

@@ -48,6 +48,7 @@ fn start(directory: &Path, socket: &Path, listen: SocketAddr) -> JoinHandle<()> 
         namespace: "kube-system".to_owned(),
         listen: Some(listen),
         attaching: None,
+        devices: None,
     };
     tokio::spawn(async move { run(options).await.unwrap() })
 }

@@ -4,6 +4,7 @@
 
 mod apiserver;
 mod dataplane;
+mod devices;
 mod directory;
 mod push;
 mod watches;
