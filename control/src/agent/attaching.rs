@@ -121,12 +121,17 @@ impl Dataplane for Driven {
 
     async fn remove(&self, keys: Vec<Key>) -> Result<(), DataplaneError> {
         let answered = self.order(keys.into_iter().map(|key| (key, None)).collect()).await?;
-        // It goes with the first comparison when the dataplane is back.
-        if !self.is_connected() {
-            return Err(DataplaneError::Late(Duration::ZERO));
+        let mut progress = self.wanted.progress();
+        let removed = async {
+            let ticket = timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
+            self.settled(ticket.ok_or(DataplaneError::Late(PATIENCE))?).await
+        };
+        let lost = async { drop(progress.wait_for(|it| !it.connected).await) };
+        tokio::select! {
+            removed = removed => removed,
+            // It goes with the first comparison when the dataplane is back.
+            () = lost => Err(DataplaneError::Late(Duration::ZERO)),
         }
-        let ticket = timeout(PATIENCE, answered).await.ok().and_then(Result::ok);
-        self.settled(ticket.ok_or(DataplaneError::Late(PATIENCE))?).await
     }
 
     /// All that is wanted by now is live when this returns, policies included.

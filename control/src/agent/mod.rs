@@ -123,7 +123,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut tasks = tokio::task::JoinSet::new();
     let (orders, ordered) = mpsc::channel(ORDERS);
     if let Some(attaching) = &options.attaching {
-        let (socket, residents) = (options.dataplane.socket.clone(), Residents(core.residents()));
+        let (socket, residents) = (options.dataplane.socket.clone(), Residents::of(core.residents()));
         let attacher = attaching::open(attaching, socket, wanted, residents, orders)?;
         core.attach(attacher.objects().into_iter().map(|object| (object.key(), Some(object))));
         let server = Server::listen(&attaching.socket)?;

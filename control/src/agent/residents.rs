@@ -105,12 +105,22 @@ impl Known {
 
 /// The pods of this node, for who attaches them.
 #[derive(Debug, Clone)]
-pub(super) struct Residents(pub(super) watch::Receiver<Known>);
+pub(super) struct Residents {
+    known: watch::Receiver<Known>,
+    patience: Duration,
+}
+
+impl Residents {
+    /// The pods that are known now and later.
+    pub(super) fn of(known: watch::Receiver<Known>) -> Self {
+        Self { known, patience: PATIENCE }
+    }
+}
 
 impl Pods for Residents {
     /// One address of each family that the node has pod CIDRs of.
     fn ground(&self) -> Option<Ground> {
-        let known = self.0.borrow();
+        let known = self.known.borrow();
         let family = |ipv4: bool| -> Vec<Range> {
             let prefixes = known.prefixes.iter().map(|it| it.net()).filter(|it| it.addr().is_ipv4() == ipv4);
             prefixes
@@ -127,18 +137,18 @@ impl Pods for Residents {
     }
 
     async fn facts(&self, pod: &Pod) -> Result<PodFacts, Failure> {
-        let mut watched = self.0.clone();
-        let found = timeout(PATIENCE, watched.wait_for(|known| known.find(pod).is_some())).await;
+        let mut watched = self.known.clone();
+        let found = timeout(self.patience, watched.wait_for(|known| known.find(pod).is_some())).await;
         let resident = match found {
             Ok(Ok(known)) => known.find(pod).cloned(),
             // The core has ended, and this process will.
             Ok(Err(_)) | Err(_) => None,
         };
         let Some(resident) = resident else {
-            let node = &self.0.borrow().node;
+            let node = &self.known.borrow().node;
             let msg = format!(
                 "pod {pod} is not known as one of node {node} after {} s, and what policies say of it neither; does the API server answer the agent?",
-                PATIENCE.as_secs()
+                self.patience.as_secs()
             );
             return Err(Failure::new(Code::TryAgainLater, msg));
         };
@@ -191,18 +201,18 @@ mod tests {
         assert!(known.find(&asked("web-0", None)).is_none());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_pod_is_awaited_and_an_unknown_one_comes_later() {
         let (tell, told) = watch::channel(Known::of_node("a", false));
-        let residents = Residents(told);
-        let tell = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            tell.send_modify(|known| drop(known.apply(&pod("web-0", Some("u"), "a"))));
-            tell
+        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told) };
+        let (asked_for, uid) = (asked("web-0", Some("u")), Some("u"));
+        let (found, ()) = tokio::join!(residents.facts(&asked_for), async {
+            tokio::task::yield_now().await;
+            tell.send_modify(|known| assert!(known.apply(&pod("web-0", uid, "a"))));
         });
-        residents.facts(&asked("web-0", Some("u"))).await.unwrap();
-        let failure = residents.facts(&asked("web-1", None)).await.unwrap_err();
+        found.unwrap();
+        let hasty = Residents { patience: Duration::from_millis(10), ..residents };
+        let failure = hasty.facts(&asked("web-1", None)).await.unwrap_err();
         assert_eq!(failure.code, Code::TryAgainLater);
-        drop(tell);
     }
 }

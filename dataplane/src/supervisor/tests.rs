@@ -55,7 +55,7 @@ fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
 
 #[test]
 fn a_worker_sends_by_a_port_as_soon_as_it_has_it() {
-    let node = testbed::node(&testbed::two_pods("veth"), &[testbed::NODE.into()]);
+    let mut node = testbed::node(&testbed::two_pods("veth"), &[testbed::NODE.into()]);
     let region = Region::map(4096, Hugepages::Off).unwrap();
     let plan =
         Plan { id: 0, cpu: None, idle: Idle::Adaptive, flows4: 1024, flows6: 64, region, tracker: None };
