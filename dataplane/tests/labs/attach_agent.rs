@@ -95,7 +95,7 @@ fn a_clusters_pod_is_policed_before_it_can_say_anything() {
     folder.write("policy.json", &closed());
     let runtime = Runtime::start_agent(&lab, 1, folder.path().to_owned());
     let config = runtime.config(json!({}));
-    for round in 0..4 {
+    for round in 0..2 {
         let name = format!("closed-{round}");
         let container = Container::new(&lab, &name);
         // From the moment that the interface is there it tries to get a word out.
