@@ -107,7 +107,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let translation = Translation::new(Settings::of_node("node1"));
     let mut agent = Agent { cluster: Cluster::new("default".parse()?), translation, wanted: wanted.clone() };
     let (events, _told) = mpsc::channel(EVENTS);
-    let dataplane = Dataplane { socket, owns_endpoints: false };
+    let dataplane = Dataplane { socket, attached: None };
     let pusher = tokio::spawn(Pusher::new(dataplane, wanted.clone(), PushMetrics::default(), events).run());
     let mut all = Vec::new();
     for i in 0..100 {

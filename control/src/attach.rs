@@ -20,10 +20,10 @@ mod server;
 mod sockets;
 
 pub use actions::{FaultPoint, FaultPoints};
-pub use attacher::{Attacher, NoPods, Pods, Settings};
+pub use attacher::{Attacher, Ground, NoPods, Pods, Settings};
 pub use dataplane::{Dataplane, DataplaneError, Direct, NetworkFacts, PortState};
 pub use ledger::{Ledger, LedgerError};
 pub use netns::{LinkError, Links, Namespace};
-pub use plan::{Folders, Plan, PodFacts};
+pub use plan::{Folders, Footprint, Plan, PodFacts};
 pub use record::{Holding, Pod, Record, RecordKey, Wiring};
 pub use server::{ServeError, Server};

@@ -66,8 +66,10 @@ use watchdog::Watchdog;
 
 /// Chunks that each queue of an uplink has with the kernel to receive into.
 pub const UPLINK_FILL: u32 = 2048;
-/// Chunks that each queue of a pod's interface has with the kernel to receive into.
+/// Chunks that each queue of a pod's interface has with the kernel to receive into, when it is busy.
 pub const POD_FILL: u32 = 1024;
+/// The same before anything came: most pods of a node are quiet most of the time.
+pub const QUIET_POD_FILL: u32 = 128;
 /// How long a publication may take to be live on every worker.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
 /// The packets of a network whose MTU nobody knows yet.

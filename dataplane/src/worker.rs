@@ -443,10 +443,19 @@ impl Worker {
                 id.0
             );
         }
+        let abilities = port.abilities();
         let slot = Some(Slot { id, device, port, rx_drops: 0, tx_drops: 0 });
-        match self.slots.iter().position(Option::is_none) {
-            Some(free) => self.slots[free] = slot,
-            None => self.slots.push(slot),
+        let place = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        if place == self.slots.len() {
+            self.slots.push(slot);
+        } else {
+            self.slots[place] = slot;
+        }
+        // What waits in it may be for us to answer, before we are told where others send what leaves by it.
+        if self.pipeline.outputs.own_slot(device).is_none() {
+            let takes = Takes::default();
+            takes.set(abilities);
+            self.pipeline.outputs.set(device, Way::Own(place), takes);
         }
     }
 

@@ -1,8 +1,10 @@
 //! The agent's own loop: news change the cluster, a changed cluster changes what the dataplane is to hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use penstock_api::model::{Key as SaidKey, Object as Said};
 use penstock_api::proto;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,12 +13,14 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Options;
+use super::attaching::Order;
 use super::balancer::Plan;
 use super::health::Health;
+use super::residents::Known;
+use super::{Options, Source};
 use crate::cluster::{Change, Cluster};
 use crate::kubernetes::{Key, Kind};
-use crate::push::{Dataplane, PushMetrics, Pusher, Wanted};
+use crate::push::{Dataplane, PushMetrics, Pusher, Ticket, Wanted};
 use crate::status::{Outlook, is_answered};
 use crate::translate::{Settings, Translation};
 use crate::watch::{NEWS, News};
@@ -88,6 +92,10 @@ pub(super) struct Core {
     plan_told: watch::Sender<Option<Plan>>,
     /// Whether an object came or went whose status says if it is honoured.
     answers_changed: bool,
+    /// The pods of this node, for who attaches them.
+    residents: watch::Sender<Known>,
+    /// What attachments want besides endpoints, since it was last said: the ports of the node that lead to a pod.
+    beside: Vec<(SaidKey, Option<Arc<Said>>)>,
 }
 
 impl Core {
@@ -117,6 +125,27 @@ impl Core {
             plan_changed: true,
             plan_told: watch::Sender::default(),
             answers_changed: false,
+            residents: {
+                let with_namespaces = matches!(options.source, Source::Kubernetes { .. });
+                watch::Sender::new(Known::of_node(options.node.as_str(), with_namespaces))
+            },
+            beside: Vec::new(),
+        }
+    }
+
+    /// The pods of this node, now and whenever they change.
+    pub(super) fn residents(&self) -> watch::Receiver<Known> {
+        self.residents.subscribe()
+    }
+
+    /// Takes what is attached, or is no more: it is told with what comes next.
+    pub(super) fn attach(&mut self, changes: impl IntoIterator<Item = (SaidKey, Option<Said>)>) {
+        for (key, object) in changes {
+            match (key, object) {
+                (_, Some(Said::Endpoint(endpoint))) => self.change.merge(self.cluster.attach(endpoint)),
+                (SaidKey::Endpoint(name), None) => self.change.merge(self.cluster.detach(&name)),
+                (key, object) => self.beside.push((key, object.map(Arc::new))),
+            }
         }
     }
 
@@ -136,24 +165,36 @@ impl Core {
     }
 
     /// Goes on until nobody tells anything any more.
-    pub(super) async fn run(mut self, mut told: mpsc::Receiver<News>) {
+    pub(super) async fn run(mut self, mut told: mpsc::Receiver<News>, mut orders: mpsc::Receiver<Order>) {
         let mut breath = interval(BREATH);
         breath.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(NEWS);
+        let mut answers = Vec::new();
         loop {
             tokio::select! {
                 count = told.recv_many(&mut batch, NEWS) => if count == 0 { return },
+                // Not before all is known: whoever attaches a pod wants its policies with it.
+                Some(order) = orders.recv(), if self.is_complete => {
+                    for order in std::iter::once(order).chain(std::iter::from_fn(|| orders.try_recv().ok())) {
+                        self.attach(order.changes);
+                        answers.push(order.answer);
+                    }
+                }
                 _ = breath.tick() => {}
             }
             self.health.breathe();
-            if batch.is_empty() {
+            if batch.is_empty() && answers.is_empty() {
                 continue;
             }
             let since = Instant::now();
             self.metrics.news.inc_by(batch.len() as u64);
             batch.drain(..).for_each(|news| self.take(news));
             if self.is_complete {
-                self.publish(since);
+                let ticket = self.publish(since);
+                for answer in answers.drain(..) {
+                    // Who asked may have had no patience.
+                    let _ = answer.send(ticket);
+                }
             }
         }
     }
@@ -169,6 +210,7 @@ impl Core {
         match news {
             News::Applied(object) => {
                 self.plan_changed |= self.plan.apply(&object);
+                self.residents.send_if_modified(|known| known.apply(&object));
                 self.change.merge(self.cluster.apply(&object));
             }
             News::Removed(key) => self.forget(&key),
@@ -185,15 +227,20 @@ impl Core {
 
     fn forget(&mut self, key: &Key) {
         self.plan_changed |= self.plan.remove(key);
+        self.residents.send_if_modified(|known| known.remove(key));
         self.change.merge(self.cluster.remove(key));
     }
 
     /// Says what the dataplane is to hold now.
-    fn publish(&mut self, since: Instant) {
+    fn publish(&mut self, since: Instant) -> Ticket {
         let change = std::mem::take(&mut self.change);
+        if change.ground {
+            self.residents.send_if_modified(|known| known.look(&self.cluster));
+        }
         let delta = self.translation.follow(&self.cluster, &change);
         let upserts = delta.upserts.into_iter().map(|object| (object.key(), Some(object)));
-        self.wanted.change(since, delta.deletes.into_iter().map(|key| (key, None)).chain(upserts));
+        let deletes = delta.deletes.into_iter().map(|key| (key, None));
+        let ticket = self.wanted.change(since, deletes.chain(upserts).chain(self.beside.drain(..)));
         self.metrics.translated_in.observe(since.elapsed().as_secs_f64());
         self.metrics.objects.set(self.wanted.len() as i64);
         self.look_out();
@@ -206,6 +253,7 @@ impl Core {
             let pusher = Pusher::new(self.dataplane.clone(), wanted, metrics, self.events.clone());
             self.pusher.spawn(pusher.run());
         }
+        ticket
     }
 
     /// Says what cannot be honoured.

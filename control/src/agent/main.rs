@@ -3,14 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use penstock_api::DEFAULT_SOCKET;
 use penstock_api::model::Name;
-use penstock_control::agent::{Options, Source, run};
+use penstock_control::agent::{Attaching, Options, Source, run};
+use penstock_control::attach::{FaultPoint, FaultPoints, Footprint};
 use penstock_control::deviceplugin::{GRACE, Offer};
 use penstock_control::push::Dataplane;
 use tracing_subscriber::EnvFilter;
@@ -43,13 +44,28 @@ struct Arguments {
     /// Where /metrics, /healthz and /readyz are served, as in 127.0.0.1:9470; nowhere when absent.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Where the CNI plugin asks for pods to be attached, as in /run/penstock/cni.sock; none is attached when absent.
+    #[arg(long, env = "PENSTOCK_CNI_SOCKET", value_name = "PATH")]
+    cni_socket: Option<PathBuf>,
+    /// The folder of the records of what is attached.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/penstock/attachments")]
+    records: PathBuf,
+    /// The folder for vhost-user pods' sockets.
+    #[arg(long, value_name = "DIR", default_value = "/run/penstock/pods")]
+    sockets: PathBuf,
+    /// The folder in which a device plugin's devices have theirs.
+    #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
+    devices: PathBuf,
+    /// An address that no pod gets, besides those of the node: the host port's, say.
+    #[arg(long, value_name = "ADDRESS")]
+    reserve: Vec<IpAddr>,
+    /// End as at a loss of power, for tests.
+    #[arg(long, value_name = "POINT", hide = true)]
+    die_at: Option<FaultPoint>,
     /// The kubelet's folder of device plugins, as in /var/lib/kubelet/device-plugins: pods can ask for vhost-user sockets
     /// by the resource penstock.dev/vhost-user; nothing is offered when absent.
     #[arg(long, env = "PENSTOCK_DEVICE_PLUGINS", value_name = "DIR")]
     device_plugins: Option<PathBuf>,
-    /// The folder in which a device plugin's devices have theirs.
-    #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
-    devices: PathBuf,
     /// How many vhost-user sockets pods can ask for; 0 for no such resource.
     #[arg(long, value_name = "COUNT", default_value_t = 64)]
     vhost_user_devices: u32,
@@ -84,6 +100,15 @@ fn main() -> ExitCode {
         Some(path) => Source::Manifests(path),
         None => Source::Kubernetes { kubeconfig: arguments.kubeconfig },
     };
+    let attaching = arguments.cni_socket.map(|socket| Attaching {
+        socket,
+        records: arguments.records,
+        sockets: arguments.sockets.clone(),
+        devices: arguments.devices.clone(),
+        reserved: arguments.reserve,
+        faults: FaultPoints(arguments.die_at),
+    });
+    let footprint = Footprint { sockets: arguments.sockets, devices: arguments.devices.clone() };
     let devices = arguments.device_plugins.map(|kubelet| Offer {
         kubelet,
         dataplane: arguments.socket.clone(),
@@ -94,9 +119,10 @@ fn main() -> ExitCode {
     let options = Options {
         node: arguments.node,
         source,
-        dataplane: Dataplane { socket: arguments.socket, owns_endpoints: false },
+        dataplane: Dataplane { socket: arguments.socket, attached: attaching.is_some().then_some(footprint) },
         namespace: arguments.namespace,
         listen: arguments.listen,
+        attaching,
         devices,
     };
     match runtime.block_on(run(options)) {

@@ -4,12 +4,16 @@
 //!  API server, manifests --News--> Core: Cluster -> translate --> Wanted --> Pusher --> penstockd
 //!        ^                           |                                         |
 //!        +---- status, events -------+<------------- Progress -----------------+
+//!                                    ^
+//!  CNI plugin --> attaching ---------+
 //! ```
 
+mod attaching;
 mod balancer;
 mod core;
 mod health;
 mod http;
+mod residents;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,11 +25,15 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+pub use self::attaching::Attaching;
+use self::attaching::ORDERS;
 use self::balancer::Balancer;
 use self::core::{Core, CoreMetrics};
 use self::health::Health;
 use self::http::Answers;
 pub use self::http::ListenError;
+use self::residents::Residents;
+use crate::attach::{LedgerError, ServeError, Server};
 use crate::deviceplugin::{self, Offer};
 use crate::push::{Dataplane, EVENTS, Wanted};
 use crate::status::{Lease, Reporter, Sources};
@@ -56,6 +64,8 @@ pub struct Options {
     pub namespace: String,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; nowhere when absent.
     pub listen: Option<SocketAddr>,
+    /// Where pods are attached; nowhere when absent.
+    pub attaching: Option<Attaching>,
     /// What the kubelet is offered for pods to ask for; nothing when absent.
     pub devices: Option<Offer>,
 }
@@ -69,6 +79,12 @@ pub enum AgentError {
     /// Nobody can ask how it is.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The records of what is attached cannot be kept.
+    #[error(transparent)]
+    Records(#[from] LedgerError),
+    /// The CNI plugin cannot ask.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// There is no kubeconfig that says where the API server is.
     #[error(
         "no API server is known: {source}; name a kubeconfig with --kubeconfig, or a directory with --manifests"
@@ -103,8 +119,17 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (core_metrics, watch_metrics) = (CoreMetrics::default(), WatchMetrics::default());
     let progress = wanted.progress();
     let (events, told_events) = mpsc::channel(EVENTS);
-    let core = Core::new(&options, wanted, health.clone(), core_metrics.clone(), events);
+    let mut core = Core::new(&options, wanted.clone(), health.clone(), core_metrics.clone(), events);
     let mut tasks = tokio::task::JoinSet::new();
+    let (orders, ordered) = mpsc::channel(ORDERS);
+    if let Some(attaching) = &options.attaching {
+        let (socket, residents) = (options.dataplane.socket.clone(), Residents::of(core.residents()));
+        let attacher = attaching::open(attaching, socket, wanted, residents, orders)?;
+        core.attach(attacher.objects().into_iter().map(|object| (object.key(), Some(object))));
+        let server = Server::listen(&attaching.socket)?;
+        tracing::info!("the CNI plugin is answered at {}", attaching.socket.display());
+        tasks.spawn(attaching::serve(server, attacher));
+    }
     if let Some(address) = options.listen {
         let mut registry = Registry::with_prefix("penstock_agent");
         core_metrics.register(&mut registry);
@@ -146,7 +171,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         }
     }
     let outcome = tokio::select! {
-        () = core.run(told) => match directory.join_next().await {
+        () = core.run(told, ordered) => match directory.join_next().await {
             Some(Ok(Err(error))) => Err(error.into()),
             _ => Err(AgentError::Ended),
         },

@@ -102,7 +102,7 @@ impl From<LinkError> for Failure {
 impl From<DataplaneError> for Failure {
     fn from(error: DataplaneError) -> Self {
         let code = match error {
-            DataplaneError::Away(_) => Code::TryAgainLater,
+            DataplaneError::Away(_) | DataplaneError::Late(_) => Code::TryAgainLater,
             DataplaneError::Refused(_) => Code::Dataplane,
             DataplaneError::NoNetwork(_) => Code::Config,
         };
@@ -231,7 +231,7 @@ pub(super) async fn undo<D: Dataplane>(
     if !keys.is_empty() {
         match dataplane.remove(keys).await {
             // What came over its socket went with it.
-            Ok(()) | Err(DataplaneError::Away(_)) => {}
+            Ok(()) | Err(DataplaneError::Away(_) | DataplaneError::Late(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use penstock_api::model::Object;
 use penstock_cni::config::{Config, PodName};
 use penstock_cni::environment::AttachmentId;
 use penstock_cni::failure::{Code, Failure};
@@ -40,8 +41,22 @@ pub struct Settings {
     pub faults: FaultPoints,
 }
 
+/// Where a node's pods get their addresses from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ground {
+    /// One address of each.
+    pub ranges: Vec<RangeSet>,
+    /// What no pod gets: the node's own addresses.
+    pub reserved: Vec<IpAddr>,
+}
+
 /// What the cluster says of pods.
 pub trait Pods: Send + Sync + 'static {
+    /// Where the node's pods get their addresses from; where the settings say when the cluster does not.
+    fn ground(&self) -> Option<Ground> {
+        None
+    }
+
     /// What is known of a pod. Whoever answers waits until the pod is known, or says why it never will be.
     fn facts(&self, pod: &Pod) -> impl Future<Output = Result<PodFacts, Failure>> + Send;
 }
@@ -66,7 +81,7 @@ struct Store {
 pub struct Attacher<D, P> {
     dataplane: D,
     pods: P,
-    settings: RwLock<Arc<Settings>>,
+    settings: Settings,
     store: Arc<Mutex<Store>>,
     /// One at a time for each attachment.
     turns: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
@@ -109,7 +124,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         Ok(Self {
             dataplane,
             pods,
-            settings: RwLock::new(Arc::new(settings)),
+            settings,
             store: Arc::new(Mutex::new(Store { ledger, book })),
             turns: Mutex::default(),
         })
@@ -120,14 +135,24 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         &self.dataplane
     }
 
-    fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    /// Where addresses come from that no configuration says anything about.
+    fn ground(&self) -> Ground {
+        let Settings { ranges, reserved, .. } = &self.settings;
+        match self.pods.ground() {
+            Some(ground) => {
+                Ground { reserved: ground.reserved.iter().chain(reserved).copied().collect(), ..ground }
+            }
+            None => Ground { ranges: ranges.clone(), reserved: reserved.clone() },
+        }
     }
 
-    /// Takes other ranges for what comes, e.g. when the cluster gives the node another CIDR.
-    pub fn set_ranges(&self, ranges: Vec<RangeSet>, reserved: Vec<IpAddr>) {
-        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
-        *settings = Arc::new(Settings { ranges, reserved, ..(**settings).clone() });
+    /// Everything that the dataplane is to hold of what is attached.
+    pub fn objects(&self) -> Vec<Object> {
+        let complete = |it: &Ledger| {
+            let records = it.records().filter(|record| record.is_complete());
+            records.flat_map(Record::objects).collect()
+        };
+        self.with_ledger(complete)
     }
 
     /// Carries out a request.
@@ -206,7 +231,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
 
     /// Undoes a record and forgets it. The addresses are free only when nothing of the rest is left.
     async fn undo(&self, record: &Record) -> Result<(), Failure> {
-        undo(record, &self.dataplane, self.settings().faults).await?;
+        undo(record, &self.dataplane, self.settings.faults).await?;
         let (key, space) = (record.key.clone(), record.space.clone());
         let addresses: Vec<IpAddr> = record.addresses().collect();
         self.change(move |store| {
@@ -226,10 +251,10 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         facts: &PodFacts,
         gateways: &[IpAddr],
     ) -> Result<Vec<Granted>, Failure> {
-        let settings = self.settings();
-        let ranges = ranges_of(&attach.config, &settings)?;
+        let ground = self.ground();
+        let ranges = ranges_of(&attach.config, &ground)?;
         let requested = requested(&attach.config, facts)?;
-        let reserved: Vec<IpAddr> = settings.reserved.iter().chain(gateways).copied().collect();
+        let reserved: Vec<IpAddr> = ground.reserved.iter().chain(gateways).copied().collect();
         let (space, holder) = (space.to_owned(), key.holder());
         self.change(move |store| {
             let wanted =
@@ -258,12 +283,13 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let turn = self.turn(&key.id);
         let _turn = turn.lock().await;
         self.clear_the_way(&key, &attach).await?;
+        self.dataplane.awaited().await?;
         let pod = pod_of(&attach);
         let facts = match &pod {
             Some(pod) => self.pods.facts(pod).await?,
             None => PodFacts::default(),
         };
-        let settings = self.settings();
+        let settings = &self.settings;
         let space = attach.config.network.clone().unwrap_or_else(|| settings.network.clone());
         let network = self.dataplane.network(&space).await?;
         let granted = match &attach.delegated {
@@ -433,6 +459,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             let msg = format!("{} has addresses of {} already; DEL comes first", key.id, key.network);
             return Err(Failure::new(Code::Exists, msg));
         }
+        self.dataplane.awaited().await?;
         let granted = self.take(&attach, &key, &space, &PodFacts::default(), &[]).await?;
         let ips = granted.iter();
         let ips = ips.map(|it| IpConfig { address: it.address, gateway: it.gateway, interface: None });
@@ -460,19 +487,20 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
     }
 
     async fn status(&self, config: &Config) -> Answer {
-        let settings = self.settings();
+        let settings = &self.settings;
         let network = config.network.clone().unwrap_or_else(|| settings.network.clone());
         let facts = self.dataplane.network(&network).await.map_err(|error| {
             let has_pods = self.with_ledger(|it| it.records().any(|record| record.endpoint.is_some()));
-            let is_away = matches!(error, DataplaneError::Away(_));
+            let is_away = matches!(error, DataplaneError::Away(_) | DataplaneError::Late(_));
             let code = if is_away && has_pods { Code::Degraded } else { Code::Unavailable };
             Failure::new(code, error.to_string())
         })?;
         if config.ipam.delegate().is_some() {
             return Ok(Done::default());
         }
-        let ranges = ranges_of(config, &settings).map_err(|it| Failure { code: Code::Unavailable, ..it })?;
-        let reserved: Vec<IpAddr> = settings.reserved.iter().chain(&facts.gateways).copied().collect();
+        let ground = self.ground();
+        let ranges = ranges_of(config, &ground).map_err(|it| Failure { code: Code::Unavailable, ..it })?;
+        let reserved: Vec<IpAddr> = ground.reserved.iter().chain(&facts.gateways).copied().collect();
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if ranges.is_empty() || !store.book.has_room(&network, &ranges, &reserved) {
             let msg =
@@ -484,13 +512,13 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
 }
 
 /// Ranges that the runtime gives come before those of the configuration, these before the node's.
-fn ranges_of(config: &Config, settings: &Settings) -> Result<Vec<RangeSet>, Failure> {
+fn ranges_of(config: &Config, ground: &Ground) -> Result<Vec<RangeSet>, Failure> {
     let given = &config.runtime_config.ip_ranges;
     if !given.is_empty() {
         return Ok(RangeSet::all(given)?);
     }
     let configured = config.ipam.all_ranges();
-    if configured.is_empty() { Ok(settings.ranges.clone()) } else { Ok(RangeSet::all(&configured)?) }
+    if configured.is_empty() { Ok(ground.ranges.clone()) } else { Ok(RangeSet::all(&configured)?) }
 }
 
 fn pod_of(attach: &Attach) -> Option<Pod> {

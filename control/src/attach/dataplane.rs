@@ -21,6 +21,12 @@ pub enum DataplaneError {
     /// There is no such network.
     #[error("the dataplane has no network {0:?}; name one that it has under `network`, or add it")]
     NoNetwork(String),
+    /// It does not follow, or the agent does not know yet what it is to do.
+    #[error(
+        "the dataplane is not as the cluster wants it, after {} s; is penstockd running, and does the API server answer? The agent's /readyz says what is missing",
+        .0.as_secs()
+    )]
+    Late(std::time::Duration),
 }
 
 impl From<ClientError> for DataplaneError {
@@ -58,6 +64,11 @@ pub struct PortState {
 
 /// The node's dataplane, as attachments use it. What is put is there until it is removed, whatever restarts.
 pub trait Dataplane: Send + Sync + 'static {
+    /// Waits, but not for ever, until it can be told something.
+    fn awaited(&self) -> impl Future<Output = Result<(), DataplaneError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// The network of this name.
     fn network(&self, name: &str) -> impl Future<Output = Result<NetworkFacts, DataplaneError>> + Send;
 
@@ -108,6 +119,48 @@ impl Direct {
         Ok(answer?)
     }
 
+    /// What is known of a network that the dataplane has.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Away`].
+    pub async fn facts(&self, network: Network) -> Result<NetworkFacts, DataplaneError> {
+        let mut client = self.client().await?;
+        let status = client.status().await;
+        let status = self.noted(status).await?;
+        let ports = client.ports().await;
+        let ports = self.noted(ports).await?;
+        let small = |mtu: u32| u16::try_from(mtu).unwrap_or(u16::MAX);
+        // The host port has what the tunnels leave of the uplinks.
+        let host = ports.iter().find(|port| port.name == "host" && port.network == network.name.as_str());
+        let uplinks = ports.iter().filter(|port| port.network.is_empty() && port.name != "host");
+        let over_ipv6 = status.underlay_addresses.iter().all(|it| it.contains(':'));
+        let left = uplinks
+            .map(|port| small(port.mtu))
+            .min()
+            .unwrap_or(1500)
+            .saturating_sub(overhead(&network, over_ipv6));
+        let mtu = network.mtu.or(host.map(|port| small(port.mtu))).unwrap_or(left);
+        Ok(NetworkFacts {
+            name: network.name,
+            mtu,
+            prefixes: network.prefixes,
+            gateways: network.gateways,
+            workers: status.workers.max(1),
+        })
+    }
+
+    /// The ports of an endpoint.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Away`].
+    pub async fn ports_of(&self, endpoint: &Name) -> Result<Vec<PortState>, DataplaneError> {
+        let mut client = self.client().await?;
+        let ports = client.ports().await;
+        let ports = self.noted(ports).await?.into_iter();
+        let ports = ports.filter(|port| port.endpoint == endpoint.as_str());
+        Ok(ports.map(|port| PortState { interface: port.interface, state: port.state }).collect())
+    }
+
     /// Waits until the daemon that answers now has ended.
     ///
     /// # Errors
@@ -142,28 +195,7 @@ impl Dataplane for Direct {
             _ => None,
         });
         let network = network.ok_or_else(|| DataplaneError::NoNetwork(name.to_owned()))?;
-        let status = client.status().await;
-        let status = self.noted(status).await?;
-        let ports = client.ports().await;
-        let ports = self.noted(ports).await?;
-        let small = |mtu: u32| u16::try_from(mtu).unwrap_or(u16::MAX);
-        // The host port has what the tunnels leave of the uplinks.
-        let host = ports.iter().find(|port| port.name == "host" && port.network == name);
-        let uplinks = ports.iter().filter(|port| port.network.is_empty() && port.name != "host");
-        let over_ipv6 = status.underlay_addresses.iter().all(|it| it.contains(':'));
-        let left = uplinks
-            .map(|port| small(port.mtu))
-            .min()
-            .unwrap_or(1500)
-            .saturating_sub(overhead(&network, over_ipv6));
-        let mtu = network.mtu.or(host.map(|port| small(port.mtu))).unwrap_or(left);
-        Ok(NetworkFacts {
-            name: network.name,
-            mtu,
-            prefixes: network.prefixes,
-            gateways: network.gateways,
-            workers: status.workers.max(1),
-        })
+        self.facts(network).await
     }
 
     async fn put(&self, objects: Vec<Object>) -> Result<(), DataplaneError> {
@@ -195,13 +227,10 @@ impl Dataplane for Direct {
         endpoint: &Name,
         objects: &[Object],
     ) -> Result<(Vec<PortState>, bool), DataplaneError> {
+        let ports = self.ports_of(endpoint).await?;
         let mut client = self.client().await?;
-        let ports = client.ports().await;
-        let ports = self.noted(ports).await?;
         let there = client.objects().await;
         let there = self.noted(there).await?;
-        let ports = ports.into_iter().filter(|port| port.endpoint == endpoint.as_str());
-        let states = ports.map(|port| PortState { interface: port.interface, state: port.state }).collect();
-        Ok((states, objects.iter().all(|object| there.contains(object))))
+        Ok((ports, objects.iter().all(|object| there.contains(object))))
     }
 }

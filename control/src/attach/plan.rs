@@ -121,6 +121,34 @@ pub(super) fn node_interface(key: &RecordKey) -> String {
     format!("ps{:012x}", key.number() & 0xffff_ffff_ffff)
 }
 
+/// What tells endpoints that attachments made from those of a node's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    /// The folder of attachments' sockets.
+    pub sockets: PathBuf,
+    /// The folder of the device plugin's.
+    pub devices: PathBuf,
+}
+
+impl Footprint {
+    /// Whether an attachment made this endpoint: its interface has a name of ours, or its socket is in our folders.
+    #[must_use]
+    pub fn is_of(&self, endpoint: &Endpoint) -> bool {
+        let is_ours = |name: &InterfaceName| {
+            let digits = name.as_str().strip_prefix("ps").unwrap_or_default();
+            digits.len() == 12 && digits.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        match &endpoint.attachment {
+            Attachment::Veth { interface } | Attachment::Tap { interface } => is_ours(interface),
+            Attachment::VhostUser { socket, .. } => {
+                let socket = Path::new(socket.as_str());
+                socket.starts_with(&self.sockets) || socket.starts_with(&self.devices)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The first twelve bytes of a container's ID: how sockets of it are named.
 pub(super) fn short(container_id: &str) -> &str {
     container_id.get(..12).unwrap_or(container_id)

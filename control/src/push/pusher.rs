@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::delivery::deliver;
 use super::{Progress, PushMetrics, Refused, Wanted};
+use crate::attach::Footprint;
 
 /// Between two attempts to reach a dataplane that is away: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -29,16 +30,16 @@ pub const EVENTS: usize = 256;
 pub struct Dataplane {
     /// Its socket.
     pub socket: PathBuf,
-    /// Whether endpoints that are not wanted are removed: they are ours when it is us who attach pods, else its file's.
-    pub owns_endpoints: bool,
+    /// Which endpoints are removed that are not wanted: those that attachments made, when it is us who attach pods.
+    pub attached: Option<Footprint>,
 }
 
 impl Dataplane {
     /// Whether an object that is not wanted is removed. The rest is its own file's.
-    fn is_ours(&self, key: &Key) -> bool {
-        match key {
-            Key::Uplink(_) => false,
-            Key::Endpoint(_) => self.owns_endpoints,
+    fn is_ours(&self, object: &Object) -> bool {
+        match object {
+            Object::Uplink(_) => false,
+            Object::Endpoint(endpoint) => self.attached.as_ref().is_some_and(|it| it.is_of(endpoint)),
             _ => true,
         }
     }
@@ -132,7 +133,7 @@ impl Pusher {
     async fn compare(&mut self, session: &mut Session) -> Result<(), ClientError> {
         let held: Vec<Object> = session.client.objects().await?;
         session.held = held.iter().map(Object::key).collect();
-        self.wanted.compare(&held, |key| self.dataplane.is_ours(key));
+        self.wanted.compare(&held, |object| self.dataplane.is_ours(object));
         self.refused.clear();
         self.pause = AGAIN.0;
         self.metrics.resyncs.inc();

@@ -150,8 +150,9 @@ impl Wanted {
     pub async fn settled(&self, ticket: Ticket) -> Progress {
         let mut progress = self.progress();
         // The sender lives as long as `self`.
-        match progress.wait_for(|it| it.connected && it.settled >= ticket).await {
-            Ok(progress) => progress.clone(),
+        let settled = progress.wait_for(|it| it.connected && it.settled >= ticket).await;
+        match settled.map(|progress| progress.clone()) {
+            Ok(progress) => progress,
             Err(_) => std::future::pending().await,
         }
     }
@@ -196,15 +197,15 @@ impl Wanted {
 
     /// Marks what has to change at a dataplane that holds `held`: all that differs goes out with the next batch.
     /// What it holds besides goes too where it `is_ours`.
-    pub(super) fn compare(&self, held: &[Object], is_ours: impl Fn(&Key) -> bool) {
+    pub(super) fn compare(&self, held: &[Object], is_ours: impl Fn(&Object) -> bool) {
         let mut state = self.lock();
         let state = &mut *state;
         let held: BTreeMap<Key, &Object> = held.iter().map(|it| (it.key(), it)).collect();
         state.dirty.clear();
         let differs = |(key, object): &(&Key, &Arc<Object>)| held.get(key) != Some(&&***object);
         state.dirty.extend(state.objects.iter().filter(differs).map(|(key, _)| key.clone()));
-        let swept = held.keys().filter(|key| is_ours(key) && !state.objects.contains_key(key));
-        state.dirty.extend(swept.cloned());
+        let swept = held.iter().filter(|(key, object)| !state.objects.contains_key(key) && is_ours(object));
+        state.dirty.extend(swept.map(|(key, _)| key.clone()));
     }
 
     /// Tells everybody who waits how far the dataplane is.
@@ -276,7 +277,7 @@ mod tests {
         wanted.take();
         let held = [peer("same", 1), peer("changed", 4), peer("old", 5), peer("theirs", 6)];
         let held: Vec<Object> = held.iter().map(|it| Object::clone(it)).collect();
-        wanted.compare(&held, |key| *key != peer("theirs", 6).key());
+        wanted.compare(&held, |object| *object != *peer("theirs", 6));
         let batch = wanted.take();
         assert_eq!(batch.upserts, [peer("changed", 3), peer("new", 2)]);
         assert_eq!(batch.deletes, [peer("old", 5).key()]);

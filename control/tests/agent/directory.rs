@@ -44,9 +44,10 @@ fn start(directory: &Path, socket: &Path, listen: SocketAddr) -> JoinHandle<()> 
     let options = Options {
         node: "a".parse().unwrap(),
         source: Source::Manifests(directory.to_owned()),
-        dataplane: Dataplane { socket: socket.to_owned(), owns_endpoints: false },
+        dataplane: Dataplane { socket: socket.to_owned(), attached: None },
         namespace: "kube-system".to_owned(),
         listen: Some(listen),
+        attaching: None,
         devices: None,
     };
     tokio::spawn(async move { run(options).await.unwrap() })

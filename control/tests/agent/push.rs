@@ -23,7 +23,7 @@ fn want(wanted: &Wanted, objects: impl IntoIterator<Item = Arc<Object>>) -> Tick
 
 fn push(wanted: &Wanted, socket: &std::path::Path) -> JoinHandle<()> {
     let (events, _) = mpsc::channel(EVENTS);
-    let dataplane = Dataplane { socket: socket.to_owned(), owns_endpoints: false };
+    let dataplane = Dataplane { socket: socket.to_owned(), attached: None };
     tokio::spawn(Pusher::new(dataplane, wanted.clone(), PushMetrics::default(), events).run())
 }
 

@@ -125,6 +125,24 @@ struct {
 	__type(value, __u32);
 } penstock_xsks SEC(".maps");
 
+/* Where an interface's queues begin among the sockets, and how many it has. */
+struct place {
+	__u32 first;
+	__u32 queues;
+};
+
+/*
+ * The pods' interfaces, by number. One program serves all of them: the kernel waits for a grace period whenever a program
+ * is attached that is attached nowhere else, or comes off where it was attached last.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct place);
+} pods SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -423,6 +441,16 @@ static __always_inline enum owner owner_of(void *at, void *end)
 	return KERNEL;
 }
 
+static __always_inline int take_from_pod(struct xdp_md *ctx)
+{
+	__u32 interface = ctx->ingress_ifindex, queue = ctx->rx_queue_index;
+	const struct place *place = bpf_map_lookup_elem(&pods, &interface);
+
+	if (!place || queue >= place->queues)
+		return XDP_DROP;
+	return bpf_redirect_map(&penstock_xsks, place->first + queue, XDP_DROP);
+}
+
 /* ".frags": packets of several buffers come too; their headers are in the first. */
 SEC("xdp.frags")
 int penstock_steer(struct xdp_md *ctx)
@@ -430,7 +458,7 @@ int penstock_steer(struct xdp_md *ctx)
 	enum owner owner;
 
 	if (role == POD)
-		return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, XDP_DROP);
+		return take_from_pod(ctx);
 	owner = owner_of((void *)(long)ctx->data, (void *)(long)ctx->data_end);
 	if (owner == KERNEL)
 		return XDP_PASS;

@@ -90,7 +90,7 @@ impl Steer {
                 rule: format!("{vlan} is no VLAN: 1 to 4094"),
             });
         }
-        let program = Program::load(role, vlan, netdev.rx_queues)
+        let program = Program::load(role, vlan, netdev.index, netdev.rx_queues)
             .map_err(|source| SteerError::Load { interface: interface(), source })?;
         let leftover = attach::leftover(netdev)?;
         let mut entries = Entries::new();
@@ -197,7 +197,13 @@ impl Steer {
         if keep_closed {
             return (0..self.queues()).try_for_each(|queue| self.unbind(queue));
         }
-        match attach::detach(&self.netdev, &self.program, self.mode.native) {
+        let detached = if self.program.serves() {
+            attach::detach(&self.netdev, &self.program, self.mode.native)
+        } else {
+            // As the kernel says of a program that is not the expected one.
+            Err(std::io::Error::from_raw_os_error(libc::EEXIST))
+        };
+        match detached {
             // The interface went first, and the program with it.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             outcome => outcome.map_err(|source| {

@@ -66,7 +66,14 @@ fn pool(chunks: u32) -> FramePool {
 }
 
 fn small() -> XskConfig {
-    XskConfig { rx_ring: 256, tx_ring: 256, fill_level: 256, pace: Duration::ZERO, ..XskConfig::default() }
+    XskConfig {
+        rx_ring: 256,
+        tx_ring: 256,
+        fill_level: 256,
+        fill_at_first: 256,
+        pace: Duration::ZERO,
+        ..XskConfig::default()
+    }
 }
 
 fn open(name: &str, mode: XdpMode, pool: &mut FramePool) -> (Steer, XskPort) {
@@ -344,7 +351,7 @@ fn a_queue_that_is_taken_is_named_after_a_bounded_wait() {
         assert!(matches!(&error, XskError::QueueBusy { port, .. } if port == "left:0"), "{error}");
         let error = XskPort::open(&netdev("left"), 1, &small(), &mut pool).err().expect("there is one queue");
         assert!(matches!(error, XskError::NoSuchQueue { queues: 1, .. }), "{error}");
-        let greedy = XskConfig { fill_level: 4096, ..small() };
+        let greedy = XskConfig { fill_level: 4096, fill_at_first: 4096, ..small() };
         let error =
             XskPort::open(&netdev("left"), 0, &greedy, &mut pool).err().expect("there are 1024 chunks");
         assert!(matches!(error, XskError::NoChunks { wanted: 4096, .. }), "{error}");

@@ -10,7 +10,7 @@ use penstock_io::steer::{self, SteerError};
 use penstock_io::xsk::MOST_PIECES;
 use penstock_io::{CHUNK, HEADROOM, Hugepages, Netdev, NetdevError};
 
-use crate::supervisor::{POD_FILL, UPLINK_FILL};
+use crate::supervisor::{QUIET_POD_FILL, UPLINK_FILL};
 use crate::tables::compile::overhead;
 use crate::tables::desired::interface_of;
 
@@ -229,7 +229,7 @@ impl Judge<'_> {
             let (interface, queues, fill) = match object {
                 Object::Uplink(uplink) => (uplink.interface.as_str(), uplink.queues, UPLINK_FILL),
                 Object::Endpoint(Endpoint { attachment: Attachment::Veth { interface }, queues, .. }) => {
-                    (interface.as_str(), *queues, POD_FILL)
+                    (interface.as_str(), *queues, QUIET_POD_FILL)
                 }
                 _ => continue,
             };

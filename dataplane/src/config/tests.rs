@@ -221,16 +221,24 @@ fn the_stateful_tier_has_defaults_and_every_fault_of_it_is_said() {
 }
 
 #[test]
-fn node_ports_are_those_of_the_file() {
-    let service = "
-        [[service]]
-        name = \"s\"
-        network = \"default\"
-        ports = [{ name = \"a\", port = 80, node-port = 8080 }]
-        ";
-    assert_says(&said(&format!("{GOOD}{service}")), "8080 is none of this node's node ports, 30000-32767");
-    let config = Config::parse(&format!("{GOOD}{service}[services]\nnode-ports = [\"8000-8999\"]\n"), "n");
-    assert_eq!(config.unwrap().objects.len(), 4);
+fn a_host_port_may_be_any_but_those_of_translated_connections() {
+    let service = |port: u16| {
+        format!(
+            "{GOOD}
+            [[service]]
+            name = \"s\"
+            network = \"default\"
+            ports = [{{ name = \"a\", port = 80, node-port = {port} }}]
+            "
+        )
+    };
+    assert_eq!(Config::parse(&service(8080), "n").unwrap().objects.len(), 4);
+    assert_says(
+        &said(&service(50080)),
+        "50080 is none of this node's node ports, 30000-32767, but one of 49152",
+    );
+    let moved = service(50080) + "[services]\nsource-ports = \"33000-49000\"\n";
+    assert_eq!(Config::parse(&moved, "n").unwrap().objects.len(), 4);
 }
 
 #[test]

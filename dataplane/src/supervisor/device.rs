@@ -13,7 +13,7 @@ use penstock_wire::MacAddr;
 use thiserror::Error;
 
 use super::vhost::{CannotOpen, Socket};
-use super::{POD_FILL, UPLINK_FILL};
+use super::{POD_FILL, QUIET_POD_FILL, UPLINK_FILL};
 use crate::flow::DeviceId;
 use crate::port::{AnyPort, PortId};
 use crate::tables::desired::Desired;
@@ -218,6 +218,7 @@ pub(super) fn open(spec: &Spec, around: &Surroundings, pool: &mut FramePool) -> 
         Spec::Uplink(uplink) => {
             let config = XskConfig {
                 fill_level: UPLINK_FILL,
+                fill_at_first: UPLINK_FILL,
                 copy: copy_mode(uplink.copy),
                 busy_poll: uplink.busy_poll.map(|b| BusyPoll { budget: b.budget, timeout_us: b.timeout_us }),
                 tx_budget: uplink.tx_budget,
@@ -227,7 +228,8 @@ pub(super) fn open(spec: &Spec, around: &Surroundings, pool: &mut FramePool) -> 
             open_xsk(&netdev, Role::Uplink, uplink.xdp, uplink.queues, &config, pool)
         }
         Spec::Veth { interface, queues, xdp } => {
-            let config = XskConfig { fill_level: POD_FILL, ..XskConfig::default() };
+            let (fill_level, fill_at_first) = (POD_FILL, QUIET_POD_FILL);
+            let config = XskConfig { fill_level, fill_at_first, ..XskConfig::default() };
             open_xsk(&Netdev::named(interface)?, Role::Pod, *xdp, *queues, &config, pool)
         }
         Spec::Tap { interface, queues, mac, mtu } => {

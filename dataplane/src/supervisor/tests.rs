@@ -52,3 +52,24 @@ fn a_worker_that_panics_is_counted_and_goes_on_with_sound_tables() {
     assert_eq!(worker.health().restarts, panics, "it panicked with sound tables");
     worker.join();
 }
+
+#[test]
+fn a_worker_sends_by_a_port_as_soon_as_it_has_it() {
+    let mut node = testbed::node(&testbed::two_pods("veth"), &[testbed::NODE.into()]);
+    let region = Region::map(4096, Hugepages::Off).unwrap();
+    let plan =
+        Plan { id: 0, cpu: None, idle: Idle::Adaptive, flows4: 1024, flows6: 64, region, tracker: None };
+    let worker = Handle::spawn(plan, node.publisher.reader(), Arc::<Events>::default()).unwrap();
+    let frame = Datagram::from_pod_a(testbed::REMOTE_POD, 99, 53).frame();
+    // Nobody says how frames for these devices leave.
+    let ports = [(UPLINK, MemPort::discard()), (FIRST_ENDPOINT, MemPort::replay(&[frame], vec![0]))];
+    for (device, port) in ports {
+        let (id, port) = (PortId(device.into()), AnyPort::Mem(Box::new(port)));
+        worker.tell(Command::AddPort(Box::new(OwnedPort { id, device: DeviceId(device), port })));
+    }
+    until("it forwards", || worker.stats.counts().tx > 1000);
+    assert_eq!(worker.stats.counts().dropped, 0);
+    worker.tell(Command::Stop);
+    until("it stops", || worker.health().stopped);
+    worker.join();
+}

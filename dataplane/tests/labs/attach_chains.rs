@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::containers::{Container, Runtime, address, plugins};
-use crate::lab::{Lab, Place, v4};
+use crate::lab::{Lab, Place, under4, v4, wait_until};
+use crate::services::{WAY_OUT, backend_script, serve};
+use crate::stateful::apply;
 use crate::traffic::ping;
 
 /// Where `scripts/setup` builds it.
@@ -83,6 +85,27 @@ fn plugins_behind_ours_find_what_they_need() {
 }
 
 #[test]
+fn routes_by_source_are_made_from_ours() {
+    let lab = Lab::up("--pods 1");
+    let runtime = Runtime::start(&lab, 1);
+    let node = lab.node(1);
+    let container = Container::new(&lab, "c1");
+    configure(&runtime, "sourced", "1.0.0", &json!([runtime.config(json!({})), { "type": "sbr" }]));
+    let result = cnitool(&runtime, &node, "add", "sourced", &container);
+    let ours = address(&result, false);
+    let rules = container.place.run("ip rule");
+    assert!(rules.contains(&format!("from {ours} lookup 100")), "{rules}");
+    let table = container.place.run("ip route show table 100");
+    assert!(table.contains("default via 169.254.1.1 dev eth0"), "{table}");
+    // Whoever says where it comes from is routed by that; `sbr` leaves nothing in the main table.
+    container.place.run(&format!("ping -c 2 -W 2 -I {ours} {}", v4(2, 1)));
+    lab.pod(2, 1).run(&format!("ping -c 2 -W 2 {ours}"));
+    cnitool(&runtime, &node, "check", "sourced", &container);
+    cnitool(&runtime, &node, "del", "sourced", &container);
+    assert_eq!(runtime.given().len(), 0);
+}
+
+#[test]
 fn host_local_gives_addresses_in_our_place() {
     let lab = Lab::up("--pods 1");
     let runtime = Runtime::start(&lab, 1);
@@ -125,4 +148,27 @@ fn our_addresses_are_given_under_another_plugin() {
     cnitool(&runtime, &node, "check", "point", &container);
     cnitool(&runtime, &node, "del", "point", &container);
     assert_eq!(runtime.given().len(), 0);
+}
+
+#[test]
+fn any_port_of_the_node_may_lead_to_a_container() {
+    let lab = Lab::up("--pods 1 --outside");
+    let runtime = Runtime::start(&lab, 1);
+    apply(&lab, 1, WAY_OUT);
+    let container = Container::new(&lab, "c1");
+    let mapping = json!([{ "hostPort": 8081, "containerPort": 8080, "protocol": "tcp" }]);
+    let config = runtime.config(json!({ "runtimeConfig": { "portMappings": mapping } }));
+    runtime.call("ADD", &container, &config).expect("it is attached");
+    let _server = serve(&container.place, "inside");
+    let line = format!("python3 {} ask {} 8081 1", backend_script(), under4(1));
+    wait_until("the host port leads to the container", || {
+        String::from_utf8_lossy(&lab.outside().attempt(&line).stdout).starts_with("inside ")
+    });
+    // Answers to translated connections come there.
+    let taken = json!([{ "hostPort": 50081, "containerPort": 8080, "protocol": "tcp" }]);
+    let other = Container::new(&lab, "c2");
+    let config = runtime.config(json!({ "runtimeConfig": { "portMappings": taken } }));
+    let refused = runtime.call("ADD", &other, &config).expect_err("it is no port for that");
+    assert!(refused["msg"].as_str().expect("a sentence").contains("50081 is none of"), "{refused}");
+    assert_eq!(runtime.given().len(), 1);
 }

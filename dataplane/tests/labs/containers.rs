@@ -13,14 +13,44 @@ pub struct Runtime<'a> {
     pub lab: &'a Lab,
     node: u8,
     attacher: Option<Running>,
+    /// The cluster that an agent follows; nodes without one have an attacher.
+    manifests: Option<PathBuf>,
 }
 
 impl<'a> Runtime<'a> {
     /// Starts what attaches containers on a node.
     pub fn start(lab: &'a Lab, node: u8) -> Self {
-        let mut runtime = Self { lab, node, attacher: None };
+        let mut runtime = Self { lab, node, attacher: None, manifests: None };
         runtime.restart("");
         runtime
+    }
+
+    /// Starts an agent that attaches containers as a folder of manifests says.
+    pub fn start_agent(lab: &'a Lab, node: u8, manifests: PathBuf) -> Self {
+        let mut runtime = Self { lab, node, attacher: None, manifests: Some(manifests) };
+        runtime.restart("");
+        runtime
+    }
+
+    /// Ends what attaches containers as a loss of power would.
+    pub fn kill(&mut self) {
+        self.attacher = None;
+    }
+
+    fn server(&self) -> String {
+        let (node, programs) = (self.node, programs().display());
+        match &self.manifests {
+            None => format!(
+                "{} attacher --range 10.244.{node}.0/24 --range {}",
+                self.lab.penstock(node),
+                v6(node, 0) + "/64"
+            ),
+            Some(manifests) => format!(
+                "{programs}/penstock-agent --node node{node} --manifests {} --listen 127.0.0.1:9470 --socket {}",
+                manifests.display(),
+                self.lab.file(&format!("node{node}.sock")).display()
+            ),
+        }
     }
 
     /// Starts it, again if it has run before, with flags of its own.
@@ -28,14 +58,12 @@ impl<'a> Runtime<'a> {
         self.attacher = None;
         let (node, socket) = (self.node, self.socket());
         let line = format!(
-            "{} attacher --cni-socket {} --records {} --sockets {} --devices {} --range 10.244.{node}.0/24 \
-             --range {} --reserve {} --reserve {} {flags}",
-            self.lab.penstock(node),
+            "{} --cni-socket {} --records {} --sockets {} --devices {} --reserve {} --reserve {} {flags}",
+            self.server(),
             socket.display(),
             self.folder("records").display(),
             self.folder("sockets").display(),
             self.folder("devices").display(),
-            v6(node, 0) + "/64",
             v4(node, 254),
             v6(node, 254),
         );

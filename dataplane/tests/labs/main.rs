@@ -5,6 +5,7 @@
 mod accelerated;
 mod api_server;
 mod attach;
+mod attach_agent;
 mod attach_chains;
 mod attach_many;
 mod beyond;
@@ -31,6 +32,7 @@ mod overlay;
 mod ovs_geneve;
 mod ports;
 mod restart;
+mod runtimes;
 mod served;
 mod services;
 mod stateful;

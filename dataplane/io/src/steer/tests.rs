@@ -121,7 +121,7 @@ fn rules() -> SteerRules {
 
 /// A program with the rules of [`rules`] and an AF_XDP socket on its only queue.
 fn program(role: Role, vlan: u16) -> (Program, Socket) {
-    let program = Program::load(role, vlan, 1).expect("loading the program wants root");
+    let program = Program::load(role, vlan, 1, 1).expect("loading the program wants root");
     let socket = Socket::new("test").unwrap();
     program.bind(0, socket.as_fd()).unwrap();
     apply(&program, &mut Entries::new(), &rules().entries().unwrap()).unwrap();
@@ -333,6 +333,31 @@ fn a_pod_is_taken_whole_and_closed_without_a_socket() {
     for frame in &frames {
         assert_eq!(run(&program, frame), Verdict::Dropped);
     }
+}
+
+#[test]
+fn pods_share_a_program_and_no_sockets() {
+    // Programs are tried out as if by the interface 1.
+    let frame = ethernet(IPV4, &vxlan4());
+    let (one, other) =
+        (Program::load(Role::Pod, 0, 1, 1).unwrap(), Program::load(Role::Pod, 0, 2, 2).unwrap());
+    assert_eq!(one.id(), other.id());
+    let socket = Socket::new("test").unwrap();
+    other.bind(0, socket.as_fd()).unwrap();
+    other.bind(1, socket.as_fd()).unwrap();
+    assert!(one.bind(1, socket.as_fd()).is_err(), "it has one queue");
+    assert_eq!(run(&one, &frame), Verdict::Dropped);
+    one.bind(0, socket.as_fd()).unwrap();
+    assert_eq!(run(&one, &frame), Verdict::Taken);
+    // What comes next on the interface has sockets of its own.
+    let next = Program::load(Role::Pod, 0, 1, 4).unwrap();
+    assert!(next.serves() && !one.serves());
+    assert_eq!(run(&next, &frame), Verdict::Dropped);
+    next.bind(0, socket.as_fd()).unwrap();
+    drop(one);
+    assert_eq!(run(&next, &frame), Verdict::Taken);
+    drop(next);
+    assert_eq!(run(&other, &frame), Verdict::Dropped);
 }
 
 #[test]

@@ -70,6 +70,9 @@ pub(crate) fn check(target: &Target<'_>, config: &XskConfig) -> Result<(), XskEr
     if !(64..=32768).contains(&config.fill_level) {
         return fault("fill_level", config.fill_level, "from 64 to 32768");
     }
+    if !(64..=config.fill_level).contains(&config.fill_at_first) {
+        return fault("fill_at_first", config.fill_at_first, "from 64 to the fill level");
+    }
     if let Some(budget) = config.tx_budget
         && !(32..=config.tx_ring).contains(&budget)
     {
@@ -292,7 +295,7 @@ mod tests {
             assert_eq!(moved, 0, "labs need root: {}", io::Error::last_os_error());
             let mut pool = FramePool::new(Region::map(1024, Hugepages::Off).unwrap());
             let (netdev, region) = (Netdev::named("lo").unwrap(), pool.region());
-            let config = XskConfig { fill_level: 64, ..XskConfig::default() };
+            let config = XskConfig { fill_level: 64, fill_at_first: 64, ..XskConfig::default() };
             let port = XskPort::open(&netdev, 0, &config, &mut pool).unwrap();
             let target = Target { port: "lo:0", netdev: &netdev, queue: 0, region };
             assert!(!await_release(&target, Duration::from_millis(20)));

@@ -36,7 +36,10 @@ pub struct XskPort {
     tx: Held,
     pace: u64,
     ask_after: Ticks,
-    fill_level: u32,
+    /// Chunks that the kernel is kept supplied with now, at least, and at most.
+    fill_now: u32,
+    fill_at_first: u32,
+    fill_most: u32,
     tx_slots: u32,
     counters: PortCounters,
     copies: bool,
@@ -72,8 +75,8 @@ impl XskPort {
         let target = Target { port: &name, netdev, queue, region };
         open::check(&target, config)?;
         let mut fill = Held::none(region);
-        let chunks = fill_up(&mut fill, config.fill_level, pool);
-        let wanted = config.fill_level;
+        let wanted = config.fill_at_first;
+        let chunks = fill_up(&mut fill, wanted, pool);
         let opened = if fill.count() < wanted {
             Err(XskError::NoChunks { port: name.clone(), wanted, got: fill.count() })
         } else {
@@ -93,7 +96,9 @@ impl XskPort {
             tx: Held::none(region),
             pace: pace_ticks(config.pace),
             ask_after: Ticks(0),
-            fill_level: config.fill_level,
+            fill_now: config.fill_at_first,
+            fill_at_first: config.fill_at_first,
+            fill_most: config.fill_level,
             tx_slots: config.tx_ring,
             counters: PortCounters::default(),
             copies: opened.transfer == Transfer::Copy,
@@ -242,10 +247,26 @@ impl XskPort {
         self.rings.completion.release();
     }
 
+    /// Has more chunks with the kernel where bursts ask for them and memory allows it, and fewer where memory is short.
+    fn measure(&mut self) {
+        let (free, all) = (self.region.in_depot(), self.region.chunks());
+        if free < all / 4 {
+            self.fill_now = self.fill_at_first;
+        } else if free > all / 2 && self.rings.fill.unconsumed() <= self.fill_now / 2 {
+            self.fill_now = (self.fill_now * 2).min(self.fill_most);
+        }
+    }
+
     /// Gives the kernel chunks to receive into, a batch at a time.
     #[inline]
     fn refill(&mut self, pool: &mut FramePool) {
-        while self.fill.count() + BATCH <= self.fill_level {
+        if self.fill.count() + BATCH > self.fill_now {
+            return;
+        }
+        if self.fill_at_first < self.fill_most {
+            self.measure();
+        }
+        while self.fill.count() + BATCH <= self.fill_now {
             let before = self.fill.count();
             for _ in 0..BATCH {
                 let Some(chunk) = pool.take_for_fill() else { break };
@@ -443,7 +464,7 @@ impl Port for XskPort {
 
     /// Packets that were sent and not yet taken back are no reason: they come back with the next ones.
     fn is_restless(&mut self) -> bool {
-        self.rings.tx.unconsumed() > 0 || self.fill.count() + BATCH <= self.fill_level
+        self.rings.tx.unconsumed() > 0 || self.fill.count() + BATCH <= self.fill_now
     }
 
     fn wake(&mut self) {

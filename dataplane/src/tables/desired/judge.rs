@@ -142,10 +142,19 @@ impl Desired {
         let node_ports = node_ports.map(|port| ("ports", port));
         let health = service.health_check_node_port.map(|port| ("health-check-node-port", port));
         for (at, port) in node_ports.chain(health) {
-            if !self.node_ports.iter().any(|range| range.contains(port)) {
+            if self.node_ports.iter().any(|range| range.contains(port)) {
+                continue;
+            }
+            // A host port may be any: only answers to translated connections must not be taken for requests.
+            let own = ("source-ports of the [services] in the node's file".to_owned(), self.source_ports);
+            let pools = self.nat_objects().map(|(it, _, ports)| (it.1.to_string(), ports));
+            if let Some((who, ports)) = std::iter::once(own).chain(pools).find(|(_, it)| it.contains(port)) {
                 let ranges: Vec<String> = self.node_ports.iter().map(PortRange::to_string).collect();
-                let problem = format!("{port} is none of this node's node ports, {}", ranges.join(", "));
-                let mend = "choose one of these, or extend node-ports in the [services] of the node's file";
+                let problem = format!(
+                    "{port} is none of this node's node ports, {}, but one of {ports}, {who}",
+                    ranges.join(", ")
+                );
+                let mend = "choose another port, or extend node-ports in the [services] of the node's file";
                 faults.push(Fault::new(key.to_string(), at, problem, mend));
             }
         }
@@ -193,6 +202,15 @@ impl Desired {
             let problem = format!("{ports} overlaps the node ports {taken}");
             let mend = "choose ports that are no node ports, or change node-ports in the node's file";
             faults.push(Fault::new(key.to_string(), "ports", problem, mend));
+        }
+        for service in self.services() {
+            let own = service.ports.iter().filter_map(|port| port.node_port);
+            for port in own.chain(service.health_check_node_port).filter(|port| ports.contains(*port)) {
+                let problem =
+                    format!("{port} among {ports} is a port of the node for service \"{}\"", service.name);
+                let mend = "choose ports that no service has at the node's addresses";
+                faults.push(Fault::new(key.to_string(), "ports", problem, mend));
+            }
         }
     }
 

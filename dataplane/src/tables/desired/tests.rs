@@ -208,8 +208,8 @@ fn what_only_one_may_have_is_not_given_twice() {
             "service \"t\", `ports`: tcp node port 30080 is that of service \"s\" too",
         ),
         (
-            service("cluster-ips = [\"10.96.0.2\"]\nports = [{ name = \"a\", port = 80, node-port = 29999 }]"),
-            "`ports`: 29999 is none of this node's node ports, 30000-32767",
+            service("cluster-ips = [\"10.96.0.2\"]\nports = [{ name = \"a\", port = 80, node-port = 50001 }]"),
+            "`ports`: 50001 is none of this node's node ports, 30000-32767, but one of 49152-65535, source-ports",
         ),
         (
             service("cluster-ips = [\"10.1.0.2\"]\nports = [{ name = \"a\", port = 80 }]"),
@@ -240,6 +240,14 @@ fn what_only_one_may_have_is_not_given_twice() {
     ] {
         assert_refused(&text, part);
     }
+    // A host port is nobody's to translate.
+    let host = service("ports = [{ name = \"a\", port = 80, node-port = 8081 }]\n");
+    let pool =
+        "[[nat-pool]]\nname = \"o2\"\nnetwork = \"blue\"\nsources = [\"10.2.0.0/16\"]\nports = \"8080-8090\"";
+    let said = refused(&(host + pool));
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains("8081 among 8080-8090 is a port of the node for service \"t\""), "{said:#?}");
+    assert!(said[1].contains("but one of 8080-8090, nat-pool \"o2\""), "{said:#?}");
     // The other way round: the service comes after the address that endpoints leave under.
     let said = refused(&service("external-ips = [\"192.0.2.9\"]\nports = [{ name = \"a\", port = 60000 }]"));
     assert_eq!(said.len(), 1, "{said:#?}");

@@ -40,7 +40,9 @@ fn port() -> (XskPort, Kernel, FramePool) {
         tx: Held::none(region),
         pace: 0,
         ask_after: Ticks(0),
-        fill_level: 128,
+        fill_now: 128,
+        fill_at_first: 128,
+        fill_most: 128,
         tx_slots: SLOTS,
         counters: PortCounters::default(),
         copies: true,
@@ -279,5 +281,37 @@ fn a_port_dropped_by_a_panic_gives_its_chunks_to_the_region() {
     let (mut port, _kernel, mut pool) = port();
     port.settle(&mut pool).unwrap();
     drop(port);
+    assert_eq!(pool.region().census().free, pool.region().chunks());
+}
+
+#[test]
+fn a_quiet_port_has_few_chunks_a_busy_one_has_more_while_memory_is_plenty() {
+    let (mut port, mut kernel, mut pool) = port();
+    let mut burst = Burst::new();
+    (port.fill_now, port.fill_at_first, port.fill_most) = (64, 64, 256);
+    let mut receive = |port: &mut XskPort, kernel: &mut Kernel, pool: &mut FramePool, count: usize| {
+        for _ in 0..count {
+            let address = kernel.chunk();
+            kernel.deliver(address + 256, 60, 0);
+        }
+        while port.rx_burst(pool, &mut burst) > 0 {
+            pool.free_burst(&mut burst);
+        }
+        port.settle(pool).unwrap();
+    };
+    port.settle(&mut pool).unwrap();
+    assert_eq!(port.with_kernel(), (64, 0));
+    // Bursts of all that it has double it each time, up to the most.
+    for (burst, then) in [(64, 128), (128, 256), (256, 256)] {
+        receive(&mut port, &mut kernel, &mut pool, burst);
+        assert_eq!(port.with_kernel(), (then, 0));
+    }
+    // Memory is short: what is used is not replaced beyond the least.
+    let held: Vec<Frame> = std::iter::from_fn(|| pool.alloc()).take(600).collect();
+    pool.empty();
+    receive(&mut port, &mut kernel, &mut pool, 256);
+    assert_eq!(port.with_kernel(), (64, 0));
+    held.into_iter().for_each(|frame| pool.free(frame));
+    port.close(&mut pool);
     assert_eq!(pool.region().census().free, pool.region().chunks());
 }

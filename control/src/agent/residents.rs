@@ -1,0 +1,218 @@
+//! The pods of this node and what their addresses come from, as the cluster says and attachments ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use penstock_api::model::Prefix;
+use penstock_cni::config::Range;
+use penstock_cni::failure::{Code, Failure};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::attach::{Ground, Pod, PodFacts, Pods};
+use crate::cluster::{Cluster, Scoped};
+use crate::ipam::RangeSet;
+use crate::kubernetes::{Key, Kind, Object};
+
+/// How long a pod may be unknown that a runtime attaches: kubelet heard of it from the same API server.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a pod of this node says for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Resident {
+    /// Absent in manifests that nobody was given one for.
+    uid: Option<String>,
+    annotations: BTreeMap<String, String>,
+}
+
+/// What is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    node: String,
+    /// Whether every pod's namespace is told of: by an API server it is, in manifests it may be left out.
+    with_namespaces: bool,
+    pods: BTreeMap<Scoped, Resident>,
+    namespaces: BTreeSet<String>,
+    prefixes: Vec<Prefix>,
+    own: Vec<IpAddr>,
+}
+
+impl Known {
+    /// Nothing yet, of a node.
+    pub(super) fn of_node(node: &str, with_namespaces: bool) -> Self {
+        Self {
+            node: node.to_owned(),
+            with_namespaces,
+            pods: BTreeMap::new(),
+            namespaces: BTreeSet::new(),
+            prefixes: Vec::new(),
+            own: Vec::new(),
+        }
+    }
+
+    /// Takes the last word about an object. Whether it matters here.
+    pub(super) fn apply(&mut self, object: &Object) -> bool {
+        match object {
+            Object::Namespace(_) => self.namespaces.insert(object.key().name),
+            Object::Pod(pod) => {
+                let Key { namespace, name, .. } = object.key();
+                let key = Scoped::new(namespace, name);
+                let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+                if node != Some(self.node.as_str()) {
+                    return self.pods.remove(&key).is_some();
+                }
+                let resident = Resident {
+                    uid: pod.metadata.uid.clone(),
+                    annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+                };
+                let before = self.pods.insert(key.clone(), resident);
+                before.as_ref() != self.pods.get(&key)
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets an object. Whether it mattered here.
+    pub(super) fn remove(&mut self, key: &Key) -> bool {
+        match key.kind {
+            Kind::Namespace => self.namespaces.remove(&key.name),
+            Kind::Pod => self.pods.remove(&Scoped::new(&key.namespace, &key.name)).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Looks at what the cluster says of the node. Whether that is something else than before.
+    pub(super) fn look(&mut self, cluster: &Cluster) -> bool {
+        let node = cluster.nodes().get(&self.node);
+        let prefixes = node.map(|node| node.pod_prefixes.clone()).unwrap_or_default();
+        let own = node.map(|node| node.addresses.clone()).unwrap_or_default();
+        let changed = self.prefixes != prefixes || self.own != own;
+        (self.prefixes, self.own) = (prefixes, own);
+        changed
+    }
+
+    /// A pod by its name, unless it is one that had the name before or its namespace is not known yet.
+    fn find(&self, pod: &Pod) -> Option<&Resident> {
+        if self.with_namespaces && !self.namespaces.contains(&pod.namespace) {
+            return None;
+        }
+        let found = self.pods.get(&Scoped::new(&pod.namespace, &pod.name))?;
+        let is_other = matches!((&found.uid, &pod.uid), (Some(known), Some(asked)) if known != asked);
+        (!is_other).then_some(found)
+    }
+}
+
+/// The pods of this node, for who attaches them.
+#[derive(Debug, Clone)]
+pub(super) struct Residents {
+    known: watch::Receiver<Known>,
+    patience: Duration,
+}
+
+impl Residents {
+    /// The pods that are known now and later.
+    pub(super) fn of(known: watch::Receiver<Known>) -> Self {
+        Self { known, patience: PATIENCE }
+    }
+}
+
+impl Pods for Residents {
+    /// One address of each family that the node has pod CIDRs of.
+    fn ground(&self) -> Option<Ground> {
+        let known = self.known.borrow();
+        let family = |ipv4: bool| -> Vec<Range> {
+            let prefixes = known.prefixes.iter().map(|it| it.net()).filter(|it| it.addr().is_ipv4() == ipv4);
+            prefixes
+                .map(|subnet| Range { subnet, range_start: None, range_end: None, gateway: None })
+                .collect()
+        };
+        let lists: Vec<Vec<Range>> =
+            [family(true), family(false)].into_iter().filter(|it| !it.is_empty()).collect();
+        let ranges = RangeSet::all(&lists).unwrap_or_else(|fault| {
+            tracing::error!("node {}: spec.podCIDRs: {fault}; no address is given", known.node);
+            Vec::new()
+        });
+        Some(Ground { ranges, reserved: known.own.clone() })
+    }
+
+    async fn facts(&self, pod: &Pod) -> Result<PodFacts, Failure> {
+        let mut watched = self.known.clone();
+        let found = timeout(self.patience, watched.wait_for(|known| known.find(pod).is_some())).await;
+        let resident = match found {
+            Ok(Ok(known)) => known.find(pod).cloned(),
+            // The core has ended, and this process will.
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(resident) = resident else {
+            let node = &self.known.borrow().node;
+            let msg = format!(
+                "pod {pod} is not known as one of node {node} after {} s, and what policies say of it neither; does the API server answer the agent?",
+                self.patience.as_secs()
+            );
+            return Err(Failure::new(Code::TryAgainLater, msg));
+        };
+        Ok(PodFacts { annotations: resident.annotations, identity: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes;
+
+    fn pod(name: &str, uid: Option<&str>, node: &str) -> Object {
+        let mut pod = kubernetes::Pod::default();
+        pod.metadata.name = Some(name.into());
+        pod.metadata.namespace = Some("shop".into());
+        pod.metadata.uid = uid.map(str::to_owned);
+        pod.spec.get_or_insert_default().node_name = Some(node.into());
+        pod.into()
+    }
+
+    fn asked(name: &str, uid: Option<&str>) -> Pod {
+        Pod { namespace: "shop".into(), name: name.into(), uid: uid.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_pod_that_had_the_name_before_is_not_the_one_that_is_attached() {
+        let mut known = Known::of_node("a", false);
+        assert!(known.apply(&pod("web-0", Some("old"), "a")));
+        assert!(!known.apply(&pod("web-0", Some("old"), "a")));
+        assert!(known.find(&asked("web-0", Some("new"))).is_none());
+        assert!(known.find(&asked("web-0", None)).is_some());
+        assert!(known.apply(&pod("web-0", Some("new"), "a")));
+        assert!(known.find(&asked("web-0", Some("new"))).is_some());
+        // It was told of before it had a node, or went to another.
+        assert!(known.apply(&pod("web-0", Some("new"), "b")));
+        assert!(known.find(&asked("web-0", Some("new"))).is_none());
+    }
+
+    #[test]
+    fn an_api_servers_pod_is_known_with_its_namespace() {
+        let mut known = Known::of_node("a", true);
+        known.apply(&pod("web-0", None, "a"));
+        assert!(known.find(&asked("web-0", None)).is_none());
+        let mut namespace = kubernetes::Namespace::default();
+        namespace.metadata.name = Some("shop".into());
+        assert!(known.apply(&namespace.into()));
+        assert!(known.find(&asked("web-0", None)).is_some());
+        assert!(known.remove(&Key::new(Kind::Namespace, "", "shop")));
+        assert!(known.find(&asked("web-0", None)).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_awaited_and_an_unknown_one_comes_later() {
+        let (tell, told) = watch::channel(Known::of_node("a", false));
+        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told) };
+        let (asked_for, uid) = (asked("web-0", Some("u")), Some("u"));
+        let (found, ()) = tokio::join!(residents.facts(&asked_for), async {
+            tokio::task::yield_now().await;
+            tell.send_modify(|known| assert!(known.apply(&pod("web-0", uid, "a"))));
+        });
+        found.unwrap();
+        let hasty = Residents { patience: Duration::from_millis(10), ..residents };
+        let failure = hasty.facts(&asked("web-1", None)).await.unwrap_err();
+        assert_eq!(failure.code, Code::TryAgainLater);
+    }
+}
