@@ -10,6 +10,7 @@
 
 mod actions;
 mod attacher;
+mod cards;
 mod check;
 mod dataplane;
 mod ledger;
@@ -18,12 +19,15 @@ mod plan;
 mod record;
 mod server;
 mod sockets;
+mod sriov;
 
 pub use actions::{FaultPoint, FaultPoints};
 pub use attacher::{Attacher, NoPods, Pods, Settings};
+pub use cards::{Cards, FunctionState, KernelCards, Setting};
 pub use dataplane::{Dataplane, DataplaneError, Direct, NetworkFacts, PortState};
 pub use ledger::{Ledger, LedgerError};
 pub use netns::{LinkError, Links, Namespace};
 pub use plan::{Folders, Plan, PodFacts};
 pub use record::{Holding, Pod, Record, RecordKey, Wiring};
 pub use server::{ServeError, Server};
+pub use sriov::{Functions, Handed};

@@ -36,8 +36,8 @@ pub struct Plan {
     pub addresses: Vec<IpNet>,
     /// Routes that were asked for; the usual ones when empty.
     pub routes: Vec<Route>,
-    /// What the dataplane is told of it.
-    pub endpoint: Endpoint,
+    /// What the dataplane is told of it; nothing where it has no part.
+    pub endpoint: Option<Endpoint>,
     /// Ports of the node that lead to it.
     pub services: Vec<Service>,
     /// The backends of these.
@@ -127,7 +127,7 @@ pub(super) fn short(container_id: &str) -> &str {
 }
 
 /// A locally administered unicast address that follows from the key.
-fn derived_mac(key: &RecordKey) -> MacAddr {
+pub(super) fn derived_mac(key: &RecordKey) -> MacAddr {
     let [_, _, _, a, b, c, d, e] = key.number().to_be_bytes();
     MacAddr([0x02, a, b, c, d, e])
 }
@@ -264,8 +264,8 @@ impl Plan {
                 }
             }
             Mode::Sriov => {
-                let msg = "interface is \"sriov\", which this agent cannot attach yet; choose veth, vhost-user or tap";
-                return Err(Failure::new(Code::UnsupportedField, msg));
+                let msg = "a function of a card is no endpoint of the dataplane, and was planned for as one";
+                return Err(Failure::new(Code::Internal, msg));
             }
         };
         if addresses.is_empty() {
@@ -289,6 +289,7 @@ impl Plan {
             limits: limits(config, facts)?,
         };
         let (services, backends) = host_ports(config, &endpoint)?;
+        let endpoint = Some(endpoint);
         Ok(Self { wiring, mac, mtu, queues, addresses, routes, endpoint, services, backends, socket })
     }
 
@@ -345,7 +346,7 @@ impl Plan {
             mtu: Some(self.mtu.into()),
             sandbox: Some(attach.netns.display().to_string()),
             socket_path: self.socket.as_ref().map(|it| it.as_str().to_owned()),
-            pci_id: None,
+            pci_id: self.wiring.function.as_ref().map(|it| it.address.clone()),
         });
         let place = interfaces.len() - 1;
         let ips = self.addresses.iter().map(|address| IpConfig {
@@ -375,8 +376,7 @@ fn dns(config: &Config) -> Dns {
 
 /// The folder of a vhost-user socket, and whether it is made for this attachment alone.
 fn socket_folder(config: &Config, key: &RecordKey, folders: &Folders<'_>) -> (PathBuf, bool) {
-    let device =
-        config.runtime_config.device_id.as_deref().filter(|it| penstock_cni::environment::is_name(it));
+    let device = config.device().filter(|it| penstock_cni::environment::is_name(it));
     match (&config.vhost_user.directory, device) {
         (Some(folder), _) => (folder.clone(), false),
         (None, Some(device)) => (folders.devices.join(device), false),
