@@ -13,11 +13,13 @@ mod attacher;
 mod cards;
 mod check;
 mod dataplane;
+mod keepsakes;
 mod ledger;
 mod netns;
 mod plan;
 mod record;
 mod server;
+mod shared;
 mod sockets;
 mod sriov;
 

@@ -151,6 +151,7 @@ impl Node {
             records: folder.join("records"),
             sockets: folder.join("sockets"),
             devices: folder.join("devices"),
+            kubelet_pods: folder.join("pods"),
             network: "default".to_owned(),
             ranges: Vec::new(),
             reserved: Vec::new(),
@@ -300,7 +301,7 @@ fn a_function_that_cannot_be_set_is_as_it_was() {
         let pod = node.name("pod");
         ip(&format!("-n {pod} link add net1 type veth peer name net2"));
         let failure = node.ask(&attacher, Request::Add(Box::new(attach.clone()))).unwrap_err();
-        assert!(matches!(failure.code, Code::Exists | Code::Plumbing), "{failure}");
+        assert_eq!(failure.code, Code::Exists, "{failure}");
         node.assert_as_before(&before);
         ip(&format!("-n {pod} link del net1"));
         node.ask(&attacher, Request::Add(Box::new(attach))).unwrap();
@@ -363,4 +364,27 @@ fn what_cannot_be_a_function_is_said_with_its_mend() {
         assert!(failure.msg.contains(words), "{words}: {failure}");
     }
     assert!(node.ask(&attacher, Request::Show).unwrap().given.is_empty());
+}
+
+#[test]
+fn a_function_that_a_program_drives_has_an_interface_that_stands_for_it() {
+    let node = Node::new("program");
+    let before = node.state();
+    let attacher = node.attacher();
+    let function = node.sysfs().join("bus/pci/devices").join(ADDRESS);
+    fs::remove_dir(function.join("net/card0v1")).unwrap();
+    let attach = node.attach("c1", node.config(json!({})));
+    // Without such a driver it is somewhere else.
+    let failure = node.ask(&attacher, Request::Add(Box::new(attach.clone()))).unwrap_err();
+    assert!(failure.msg.contains("still in another container"), "{failure}");
+    symlink("../../../bus/pci/drivers/vfio-pci", function.join("driver")).unwrap();
+    let done = node.ask(&attacher, Request::Add(Box::new(attach.clone()))).unwrap();
+    assert_eq!(done.result.unwrap().interfaces[0].pci_id.as_deref(), Some(ADDRESS));
+    let shown = ip(&format!("-n {} addr show net1", node.name("pod")));
+    assert!(shown.contains("02:00:00:00:00:77") && shown.contains("192.0.2.9/24"), "{shown}");
+    assert_eq!(node.state().vlan, 100);
+    node.ask(&attacher, Request::Check(Box::new(attach))).unwrap();
+    node.ask(&attacher, detach("c1")).unwrap();
+    assert_eq!(node.state(), before);
+    assert!(!ip(&format!("-n {} -o link", node.name("pod"))).contains("net1"));
 }

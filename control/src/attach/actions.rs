@@ -14,6 +14,7 @@ use super::dataplane::{Dataplane, DataplaneError, NetworkFacts};
 use super::netns::{LinkError, Links, Namespace, Veth, set_ipv6};
 use super::plan::Plan;
 use super::record::Record;
+use super::shared;
 use super::sockets;
 use super::sriov::Functions;
 
@@ -166,8 +167,10 @@ pub(super) async fn make<D: Dataplane>(
     }
     let routes = set_up_inside(&namespace, plan, network, ifname.to_owned()).await?;
     sockets::describe(plan)?;
+    let result = plan.result(attach, network, routes);
+    shared::describe(plan, attach, &result)?;
     faults.pass(FaultPoint::Configured);
-    Ok(plan.result(attach, network, routes))
+    Ok(result)
 }
 
 /// Gives the container's interface its addresses and routes; the routes.
@@ -265,6 +268,9 @@ pub(super) async fn undo<D: Dataplane>(
     }
     if let Some(function) = &wiring.function {
         functions.take_back(function, &record.netns, &id.ifname).await?;
+    }
+    if let Some(volume) = &wiring.shared {
+        shared::remove(volume, id)?;
     }
     sockets::remove(wiring, &id.container_id, &id.ifname)?;
     faults.pass(FaultPoint::Unlinked);

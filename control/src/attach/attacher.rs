@@ -18,6 +18,7 @@ use self::functions::Planned;
 use super::actions::{FaultPoint, FaultPoints, Means, bring_back, make, undo};
 use super::check::check;
 use super::dataplane::{Dataplane, DataplaneError};
+use super::keepsakes::{Keepsakes, comes_again};
 use super::ledger::{Ledger, LedgerError};
 use super::netns::Namespace;
 use super::plan::{Folders, Plan, PodFacts, endpoint_name, mode, requested};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub sockets: PathBuf,
     /// The folder below which the device plugin's devices have theirs.
     pub devices: PathBuf,
+    /// The kubelet's folder of pods, in which their volumes are.
+    pub kubelet_pods: PathBuf,
     /// The dataplane's network where a configuration names none.
     pub network: String,
     /// The ranges where a configuration names none: the node's pod CIDRs.
@@ -62,10 +65,11 @@ impl Pods for NoPods {
     }
 }
 
-/// Records and the addresses in them, which never differ.
+/// Records and the addresses in them, which never differ, and what is remembered of addresses that pods had.
 struct Store {
     ledger: Ledger,
     book: Book,
+    kept: Keepsakes,
 }
 
 /// The room that attaches pods.
@@ -104,6 +108,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
     /// [`LedgerError`].
     pub fn open(settings: Settings, dataplane: D, pods: P) -> Result<Self, LedgerError> {
         let ledger = Ledger::open(&settings.records)?;
+        let kept = Keepsakes::open(&settings.records)?;
         let mut book = Book::default();
         for record in ledger.records() {
             for address in record.addresses() {
@@ -116,7 +121,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             dataplane,
             pods,
             settings: RwLock::new(Arc::new(settings)),
-            store: Arc::new(Mutex::new(Store { ledger, book })),
+            store: Arc::new(Mutex::new(Store { ledger, book, kept })),
             turns: Mutex::default(),
         })
     }
@@ -238,10 +243,28 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let requested = requested(&attach.config, facts)?;
         let reserved: Vec<IpAddr> = settings.reserved.iter().chain(gateways).copied().collect();
         let (space, holder) = (space.to_owned(), key.holder());
+        let pod = pod_of(attach).filter(|pod| attach.config.ipam.sticky && comes_again(pod));
         self.change(move |store| {
+            let preferred = pod.as_ref().map(|pod| store.kept.of(&space, pod)).unwrap_or_default();
+            let others = store.kept.of_others(&space, pod.as_ref()).into_iter();
+            let others = others.filter(|address| !requested.contains(address));
+            let spared: Vec<IpAddr> = others.chain(reserved.iter().copied()).collect();
             let wanted =
-                Wanted { ranges: &ranges, requested: &requested, preferred: &[], reserved: &reserved };
-            Ok(store.book.take(&space, &holder, &wanted)?)
+                Wanted { ranges: &ranges, requested: &requested, preferred: &preferred, reserved: &spared };
+            let granted = match store.book.take(&space, &holder, &wanted) {
+                // Rather one that another pod may come back for than none.
+                Err(IpamFault::Exhausted { .. }) => {
+                    store.book.take(&space, &holder, &Wanted { reserved: &reserved, ..wanted })
+                }
+                taken => taken,
+            }?;
+            if let Some(pod) = &pod {
+                let addresses: Vec<IpAddr> = granted.iter().map(|it| it.address.addr()).collect();
+                store.kept.put(&space, pod, addresses.clone()).inspect_err(|_| {
+                    addresses.iter().for_each(|it| store.book.give_back(&space, &holder, *it));
+                })?;
+            }
+            Ok(granted)
         })
         .await
     }
@@ -292,7 +315,8 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             Some(_) => Vec::new(),
             None => self.take(attach, key, &space, facts, &network.gateways).await?,
         };
-        let folders = Folders { sockets: &settings.sockets, devices: &settings.devices };
+        let folders =
+            Folders { sockets: &settings.sockets, devices: &settings.devices, pods: &settings.kubelet_pods };
         match Plan::new(attach, key, pod, facts, &network, &granted, &folders) {
             Ok(plan) => Ok(Planned { plan, network, space, granted, turn: None }),
             Err(failure) => {

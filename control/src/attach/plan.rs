@@ -9,6 +9,7 @@ use penstock_api::model::{
     ServicePort, ServiceProtocol, SocketPath, SocketRole, TrafficPolicy, UnicastMac, XdpMode,
 };
 use penstock_cni::config::{Config, Mode, Role};
+use penstock_cni::environment::is_name;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::Attach;
 use penstock_cni::result::{AddResult, Dns, Interface, IpConfig, Route};
@@ -16,6 +17,7 @@ use penstock_wire::MacAddr;
 
 use super::dataplane::NetworkFacts;
 use super::record::{Pod, RecordKey, Wiring};
+use super::shared;
 use crate::ipam::Granted;
 
 /// The longest name of a socket's folder that leaves room for the socket.
@@ -44,6 +46,8 @@ pub struct Plan {
     pub backends: Vec<Backends>,
     /// The vhost-user socket.
     pub socket: Option<SocketPath>,
+    /// Whether its folder was mounted in the pod before: then it is there, or it is of no use.
+    pub is_device: bool,
 }
 
 /// What annotations of the pod change.
@@ -206,6 +210,8 @@ pub struct Folders<'a> {
     pub sockets: &'a Path,
     /// Of the device plugin: one folder a device.
     pub devices: &'a Path,
+    /// The kubelet's: one folder a pod, in which its volumes are.
+    pub pods: &'a Path,
 }
 
 impl Plan {
@@ -233,10 +239,11 @@ impl Plan {
             interface: String::new(),
             folder: None,
             owns_folder: false,
+            shared: None,
             files: config.runtime_config.device_info_file.iter().cloned().collect(),
             function: None,
         };
-        let mut socket = None;
+        let (mut socket, mut is_device) = (None, false);
         let attachment = match mode {
             Mode::Veth | Mode::Tap => {
                 wiring.interface = node_interface(key);
@@ -249,9 +256,11 @@ impl Plan {
                 }
             }
             Mode::VhostUser => {
-                let (folder, owns) = socket_folder(config, key, folders);
+                let (folder, owns);
+                (folder, owns, is_device) = socket_folder(config, key, folders)?;
                 let path = socket_path(&folder, key)?;
                 socket = Some(path.clone());
+                wiring.shared = shared::volume(folders.pods, pod).filter(|_| owns);
                 (wiring.folder, wiring.owns_folder) = (Some(folder), owns);
                 Attachment::VhostUser {
                     socket: path,
@@ -290,7 +299,19 @@ impl Plan {
         };
         let (services, backends) = host_ports(config, &endpoint)?;
         let endpoint = Some(endpoint);
-        Ok(Self { wiring, mac, mtu, queues, addresses, routes, endpoint, services, backends, socket })
+        Ok(Self {
+            wiring,
+            mac,
+            mtu,
+            queues,
+            addresses,
+            routes,
+            endpoint,
+            services,
+            backends,
+            socket,
+            is_device,
+        })
     }
 
     /// The default routes by the network's gateways for the families that have none, else routes to the network.
@@ -374,16 +395,25 @@ fn dns(config: &Config) -> Dns {
     }
 }
 
-/// The folder of a vhost-user socket, and whether it is made for this attachment alone.
-fn socket_folder(config: &Config, key: &RecordKey, folders: &Folders<'_>) -> (PathBuf, bool) {
-    let device = config.device().filter(|it| penstock_cni::environment::is_name(it));
-    match (&config.vhost_user.directory, device) {
-        (Some(folder), _) => (folder.clone(), false),
-        (None, Some(device)) => (folders.devices.join(device), false),
-        (None, None) => {
-            (folders.sockets.join(format!("{}-{}", short(&key.id.container_id), key.id.ifname)), true)
+/// The folder of a vhost-user socket, whether it is made for this attachment alone, and whether it is a device's.
+fn socket_folder(
+    config: &Config,
+    key: &RecordKey,
+    folders: &Folders<'_>,
+) -> Result<(PathBuf, bool, bool), Failure> {
+    Ok(match (&config.vhost_user.directory, config.device()) {
+        (Some(folder), _) => (folder.clone(), false, false),
+        (None, Some(device)) if is_name(device) => (folders.devices.join(device), false, true),
+        (None, Some(device)) => {
+            return Err(wrong(format!(
+                "deviceID is {device:?}, and devices of penstock.dev/vhost-user are called vhost-user-0 and so on; does the network name another resource?"
+            )));
         }
-    }
+        (None, None) => {
+            let own = format!("{}-{}", short(&key.id.container_id), key.id.ifname);
+            (folders.sockets.join(own), true, false)
+        }
+    })
 }
 
 fn socket_path(folder: &Path, key: &RecordKey) -> Result<SocketPath, Failure> {
@@ -460,3 +490,6 @@ fn host_ports(config: &Config, endpoint: &Endpoint) -> Result<(Vec<Service>, Vec
     }
     Ok((services, backends))
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,6 +87,9 @@ pub struct Wiring {
     /// Whether the folder is ours to remove.
     #[serde(default)]
     pub owns_folder: bool,
+    /// The volume of the pod that the folder stands for, under a name that is short enough for sockets.
+    #[serde(default)]
+    pub shared: Option<PathBuf>,
     /// Files that were written and links that were made, other than in that folder.
     #[serde(default)]
     pub files: Vec<PathBuf>,

@@ -22,15 +22,33 @@ fn failed(what: &str, path: &Path, error: io::Error) -> Failure {
 /// Makes the socket's folder and the link by which an application finds the socket whatever the container is called.
 pub(super) fn prepare(plan: &Plan, ifname: &str) -> Result<(), Failure> {
     let (Some(folder), Some(socket)) = (&plan.wiring.folder, &plan.socket) else { return Ok(()) };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)
-        .map_err(|error| failed("make the folder", folder, error))?;
+    if plan.is_device && !folder.is_dir() {
+        let msg = format!(
+            "there is no folder {}; has the pod asked for the resource penstock.dev/vhost-user, and has the agent that offers it (--device-plugins) the same --devices?",
+            folder.display()
+        );
+        return Err(Failure::new(Code::Config, msg));
+    }
+    match &plan.wiring.shared {
+        Some(volume) => stand_for(volume, folder)?,
+        None => make_folder(folder)?,
+    }
     let link = folder.join(ifname);
     let name = Path::new(socket.as_str()).file_name().unwrap_or_default();
     remove_file(&link)?;
     symlink(name, &link).map_err(|error| failed("make the link", &link, error))
+}
+
+fn make_folder(folder: &Path) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
+    made.map_err(|error| failed("make the folder", folder, error))
+}
+
+/// Makes a folder's name lead to a volume: the kubelet's paths are longer than those of sockets may be.
+fn stand_for(volume: &Path, folder: &Path) -> Result<(), Failure> {
+    folder.parent().map_or(Ok(()), make_folder)?;
+    remove_file(folder)?;
+    symlink(volume, folder).map_err(|error| failed("make the link", folder, error))
 }
 
 /// Describes the device to whoever asked for it (`CNIDeviceInfoFile`).
@@ -80,6 +98,7 @@ pub(super) fn remove(wiring: &Wiring, container: &str, ifname: &str) -> Result<(
     }
     let Some(folder) = &wiring.folder else { return Ok(()) };
     if wiring.owns_folder {
+        // Of what only leads to a volume, the name goes.
         return match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", folder, error)),
             _ => Ok(()),
@@ -130,6 +149,7 @@ mod tests {
             interface: String::new(),
             folder: Some(folder.path().to_owned()),
             owns_folder: false,
+            shared: None,
             files: vec![folder.path().join("info/device.json")],
             function: None,
         };

@@ -20,6 +20,9 @@ use crate::sysfs::{Function, PciAddress, Sysfs};
 /// How often, and how far apart, it is seen whether the kernel has brought a function back from a namespace that ended.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(100));
 
+/// The drivers by which programs have a function, and the kernel has no interface for it.
+const PROGRAMS_DRIVERS: [&str; 3] = ["vfio-pci", "igb_uio", "uio_pci_generic"];
+
 /// An Ethernet address as records have it.
 type MacBytes = [u8; 6];
 
@@ -117,6 +120,13 @@ impl Functions {
             wrong(format!("{address} is no virtual function of this node; does its card still have so many (sriov_numvfs)?"))
         })?;
         let Function { card, number, interface } = function;
+        let driver = self.sysfs.driver_of(&address).unwrap_or_default();
+        if interface.is_none() && !PROGRAMS_DRIVERS.contains(&driver.as_str()) {
+            let msg = format!(
+                "function {address} has no interface on the node, and its driver is {driver:?}: is it still in another container, or is the driver of its card not loaded?"
+            );
+            return Err(Failure::new(Code::Plumbing, msg));
+        }
         let before = self.cards.state(&card, number).await?;
         let wanted = wanted(config, &before)?;
         let (mut mac_before, mut mtu_before) = ([0; 6], 1500);
@@ -147,8 +157,15 @@ impl Functions {
         ifname: &str,
         mtu: u32,
     ) -> Result<(), Failure> {
+        let Some(interface) = &handed.interface else {
+            return self.set(handed, &handed.before, &handed.wanted).await;
+        };
+        // The kernel moves first and renames then: what cannot have its name would stay there under another.
+        let wanted = ifname.to_owned();
+        if namespace.within(async move |links| links.find(&wanted).await).await?.is_some() {
+            return Err(LinkError::Exists { interface: ifname.to_owned() }.into());
+        }
         self.set(handed, &handed.before, &handed.wanted).await?;
-        let Some(interface) = &handed.interface else { return Ok(()) };
         let links = Links::here()?;
         links.move_to(interface, namespace.descriptor(), ifname).await?;
         let (ifname, handed) = (ifname.to_owned(), handed.clone());
@@ -252,11 +269,13 @@ async fn bring_back(
     let here = File::open("/proc/thread-self/ns/net").map_err(LinkError::Netlink)?;
     let (handed, interface, ifname) = (handed.clone(), interface.to_owned(), ifname.to_owned());
     let act = async move |links: Links| {
-        // Another container may have the path by now, and an interface of the same name.
-        match links.find(&ifname).await? {
-            Some(seen) if is_it(&seen, &handed) => links.move_to(&ifname, here.as_raw_fd(), &interface).await,
-            _ => Ok(()),
+        for name in [&ifname, &interface] {
+            // Another container may have the path by now, and an interface of the same name.
+            if links.find(name).await?.is_some_and(|seen| is_it(&seen, &handed)) {
+                return links.move_to(name, here.as_raw_fd(), &interface).await;
+            }
         }
+        Ok(())
     };
     match namespace.within(act).await {
         // Nothing is in what is no namespace any more.

@@ -28,13 +28,14 @@ impl<'a> Runtime<'a> {
         self.attacher = None;
         let (node, socket) = (self.node, self.socket());
         let line = format!(
-            "{} attacher --cni-socket {} --records {} --sockets {} --devices {} --range 10.244.{node}.0/24 \
-             --range {} --reserve {} --reserve {} {flags}",
+            "{} attacher --cni-socket {} --records {} --sockets {} --devices {} --kubelet-pods {} \
+             --range 10.244.{node}.0/24 --range {} --reserve {} --reserve {} {flags}",
             self.lab.penstock(node),
             socket.display(),
             self.folder("records").display(),
             self.folder("sockets").display(),
             self.folder("devices").display(),
+            self.folder("pods").display(),
             v6(node, 0) + "/64",
             v4(node, 254),
             v6(node, 254),

@@ -5,6 +5,7 @@
 mod accelerated;
 mod api_server;
 mod attach;
+mod attach_asked;
 mod attach_chains;
 mod attach_many;
 mod beyond;

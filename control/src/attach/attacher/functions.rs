@@ -119,6 +119,7 @@ fn plan(attach: &Attach, handed: Handed, granted: &[Granted]) -> Result<(Plan, N
         interface: String::new(),
         folder: None,
         owns_folder: false,
+        shared: None,
         files: config.runtime_config.device_info_file.iter().cloned().collect(),
         function: Some(handed),
     };
@@ -133,6 +134,7 @@ fn plan(attach: &Attach, handed: Handed, granted: &[Granted]) -> Result<(Plan, N
         services: Vec::new(),
         backends: Vec::new(),
         socket: None,
+        is_device: false,
     };
     let network = NetworkFacts { name, mtu, prefixes: Vec::new(), gateways, workers: 0 };
     Ok((plan, network))
