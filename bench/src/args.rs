@@ -1,10 +1,9 @@
 //! The flags of every command.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use penstock_wire::MacAddr;
 
 use crate::profile::{self, Path, Popularity, Ports, Profile, Segment, Size};
 
@@ -23,7 +22,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// A trial of a path: what came, what arrived, what was lost and why, and what a packet costs
     #[command(
-        after_help = "Examples:\n  penstock-bench run l3\n  penstock-bench run stateful-vxlan --size 64,512,imix --flows 1k,100k,1M --rules 1k\n  penstock-bench run vxlan-encap --rate 5000000 --duration 10 --json -\n  penstock-bench run l3 --threshold 20        exit status 3 below 20 Mpps"
+        after_help = "Examples:\n  penstock-bench run l3\n  penstock-bench run stateful-vxlan --size 64,512,imix --flows 1k,100k,1M --rules 1k\n  penstock-bench run vxlan-encap --rate 5000000 --duration 10 --json -\n  penstock-bench run stateful-vxlan --ports vhost           from a DPDK guest (root)\n  penstock-bench run l3 --threshold 20        exit status 3 below 20 Mpps"
     )]
     Run(Run),
     /// The rates at which nothing, and one frame in two hundred, is lost (RFC 2544, RFC 9971), and the rate at full load
@@ -81,9 +80,17 @@ pub(crate) enum Command {
     /// Forwards between two vhost-user sockets: our part of a comparison
     #[command(hide = true)]
     ForwardSockets { left: PathBuf, right: PathBuf },
-    /// Sends frames: the generator of a comparison
+    /// Forwards between two taps: our part of a trial
     #[command(hide = true)]
-    Generate { interface: String, station: MacAddr, src: IpAddr, dst: IpAddr, flows: u32 },
+    ForwardTaps { left: String, right: String },
+    /// Sends the frames of a capture over and over: the generator of a comparison
+    #[command(hide = true)]
+    Generate {
+        interface: String,
+        frames: PathBuf,
+        #[arg(long)]
+        rate: Option<f64>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +161,9 @@ pub(crate) struct Output {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) profile: ProfileArguments,
+    /// Which ports they come and go by; at the node's wire to others that is a veth for all but memory
+    #[arg(long, value_enum, default_value_t = Ports::Memory)]
+    pub(crate) ports: Ports,
     /// Seconds that frames come
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub(crate) duration: f64,

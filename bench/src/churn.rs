@@ -20,6 +20,7 @@ use penstock_io::mem::MemPort;
 use crate::document::Changed;
 use crate::statistics::quantile;
 use crate::traffic::{shuffled, udp_flows};
+use crate::trial::{TrialError, cpu_of, pin};
 
 /// Pods on this node, besides the two that send and receive.
 const PODS: u32 = 100;
@@ -158,10 +159,12 @@ impl Control {
 
 /// Measures so many changes of a kind.
 ///
+/// # Errors
+/// When the worker cannot be pinned.
+///
 /// # Panics
 /// When a cluster is larger than the engine takes.
-#[must_use]
-pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Changed {
+pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Result<Changed, TrialError> {
     let before = resident();
     let sizes = Sizes { flows: 4096, chunks: 8192, connections: Some(4096) };
     let mut node = testbed::node_of(&cluster.objects(), &[NODE.into()], sizes);
@@ -176,7 +179,7 @@ pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Changed {
     let Testbed { desired, underlay, author, publisher, mut worker, .. } = node;
     let mut control = Control { desired, underlay, author, publisher };
     let stop = AtomicBool::new(false);
-    let (took, (packets, lost, seconds)) = std::thread::scope(|scope| {
+    let (took, counted) = std::thread::scope(|scope| {
         let forwarding = scope.spawn(|| forward(&mut worker, &stop));
         let took: Vec<f64> =
             (0..changes).map(|round| control.tell(cluster.change(kind, round)).as_secs_f64() * 1e3).collect();
@@ -187,7 +190,8 @@ pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Changed {
         };
         (took, counted)
     });
-    Changed {
+    let (packets, lost, seconds) = counted?;
+    Ok(Changed {
         title: kind.title().to_owned(),
         policies: cluster.policies,
         endpoints: cluster.endpoints,
@@ -200,7 +204,7 @@ pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Changed {
         resident_bytes,
         mpps: packets as f64 / seconds / 1e6,
         lost,
-    }
+    })
 }
 
 /// Frames from the one pod without a label to the other come to the node without end.
@@ -213,10 +217,9 @@ fn feed(node: &Testbed) {
     node.open(FIRST_ENDPOINT + PODS as u16, MemPort::replay(&frames, shuffled(FLOWS)));
 }
 
-/// Forwards until told to stop; returns packets, those lost, and the time in seconds.
-fn forward(worker: &mut Worker, stop: &AtomicBool) -> (u64, u64, f64) {
-    // Without a second CPU the two share one, and the figures say so.
-    let _ = core_affinity::set_for_current(core_affinity::CoreId { id: 1 });
+/// Forwards on a CPU of its own until told to stop; returns packets, those lost, and the time in seconds.
+fn forward(worker: &mut Worker, stop: &AtomicBool) -> Result<(u64, u64, f64), TrialError> {
+    pin(cpu_of(0))?;
     let (start, before) = (Instant::now(), worker.counts());
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..16 {
@@ -224,7 +227,7 @@ fn forward(worker: &mut Worker, stop: &AtomicBool) -> (u64, u64, f64) {
         }
     }
     let after = worker.counts();
-    (after.tx - before.tx, after.dropped - before.dropped, start.elapsed().as_secs_f64())
+    Ok((after.tx - before.tx, after.dropped - before.dropped, start.elapsed().as_secs_f64()))
 }
 
 /// Bytes of this process that are in memory.
@@ -241,7 +244,7 @@ mod tests {
     fn changes_become_live_while_packets_are_forwarded() {
         let cluster = Cluster { policies: 20, endpoints: 1000 };
         for kind in [Kind::Policy, Kind::Endpoint] {
-            let changed = measure(cluster, kind, 6);
+            let changed = measure(cluster, kind, 6).expect("a CPU to pin to");
             assert!(changed.p50_ms > 0.0 && changed.p99_ms >= changed.p50_ms, "{changed:?}");
             assert!(changed.mpps > 0.0 && changed.lost == 0 && changed.table_bytes > 0, "{changed:?}");
         }

@@ -74,9 +74,8 @@ pub fn main() -> ExitCode {
         }
         Command::ForwardVeths { left, right } => part(forwarder::veths(&left, &right)),
         Command::ForwardSockets { left, right } => part(forwarder::sockets(&left, &right)),
-        Command::Generate { interface, station, src, dst, flows } => {
-            part(forwarder::generate(&interface, station, src, dst, flows))
-        }
+        Command::ForwardTaps { left, right } => part(forwarder::taps(&left, &right)),
+        Command::Generate { interface, frames, rate } => part(forwarder::generate(&interface, &frames, rate)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

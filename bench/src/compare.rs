@@ -1,14 +1,11 @@
 //! The rows of a comparison: what ours and a peer do with the same frames, set up so that they can take turns.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use penstock_io::pcap;
 use penstock_wire::MacAddr;
 
 use crate::args::PeerChoice;
@@ -17,7 +14,7 @@ use crate::node::{policies, traffic};
 use crate::peers::daemon::{Daemon, GATEWAY, settings};
 use crate::peers::headers::Headers;
 use crate::peers::kernel::{Street, Who, Work};
-use crate::peers::lab::Lab;
+use crate::peers::lab::{Lab, Program};
 use crate::peers::vhost::{Guest, MACS, Rings, sockets};
 use crate::peers::{PeerError, ovs, testpmd};
 use crate::profile::{Path, Popularity, Ports, Profile, Segment, Size, counted};
@@ -27,6 +24,8 @@ use crate::validity::{Calibration, guarded};
 
 /// The rules of ours under which a stateful path is compared.
 const RULES: u32 = 100;
+/// Flows that our daemon knows at most.
+const CACHED: u32 = 65_536;
 
 /// What both do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +38,8 @@ enum Task {
     Guest(Rings),
     /// The same with connections and policy, beside ports alone.
     PolicedGuest(Rings),
+    /// The same beside Open vSwitch, which may track connections.
+    SwitchedGuest { is_tracked: bool },
     /// From one veth to the other.
     Veths(Who, Who, Work),
 }
@@ -124,6 +125,17 @@ pub(crate) fn rows(choice: PeerChoice) -> Vec<Row> {
             );
         }
     }
+    for (key, title, is_tracked) in [
+        ("vhost-ovs-switch", "ours with connections and policy, theirs without", false),
+        ("vhost-ovs-tracked", "connections, ours with policy", true),
+    ] {
+        add(
+            key.into(),
+            format!("guest to guest: split rings, 64 B, {title}"),
+            PeerChoice::OvsDpdk,
+            Task::SwitchedGuest { is_tracked },
+        );
+    }
     add(
         "veth-ports".into(),
         "AF_XDP on veths: ports alone".into(),
@@ -195,6 +207,7 @@ impl Row {
             Task::Memory(path, work, flows) => memory(path, work, flows),
             Task::Guest(rings) => guests(rings, false),
             Task::PolicedGuest(rings) => guests(rings, true),
+            Task::SwitchedGuest { is_tracked } => switched_guests(is_tracked),
             Task::Veths(ours, theirs, work) => veths(ours, theirs, work),
         }
     }
@@ -225,15 +238,7 @@ fn in_memory(profile: Profile) -> Result<Turn, RowError> {
 fn capture(lab: &Lab, profile: &Profile) -> Result<PathBuf, RowError> {
     let traffic = traffic(profile).map_err(TrialError::from)?;
     let file = lab.path("frames.pcap");
-    let write = |path: &std::path::Path| {
-        let mut writer = pcap::Writer::new(BufWriter::new(File::create(path)?))?;
-        for &number in &traffic.order {
-            let frame = &traffic.frames[number as usize];
-            writer.write(Duration::ZERO, frame, frame.len() as u32)?;
-        }
-        writer.get_mut().flush()
-    };
-    write(&file).map_err(|source| PeerError::File { path: file.clone(), source })?;
+    traffic.write(&file).map_err(|source| PeerError::File { path: file.clone(), source })?;
     Ok(file)
 }
 
@@ -280,75 +285,74 @@ fn memory(path: Path, work: ovs::Work, flows: u32) -> Result<Pair, RowError> {
 
 /// Who serves a guest's sockets.
 enum Server {
-    Ports(crate::peers::lab::Program),
-    Daemon(Daemon),
-    Testpmd(testpmd::Testpmd),
+    Ports(Lab, Program),
+    Daemon(Lab, Daemon),
+    Testpmd(Lab, testpmd::Testpmd),
+    Switch(ovs::Switch),
 }
 
 impl Server {
+    fn lab(&self) -> &Lab {
+        match self {
+            Server::Ports(lab, _) | Server::Daemon(lab, _) | Server::Testpmd(lab, _) => lab,
+            Server::Switch(switch) => switch.lab(),
+        }
+    }
+
     fn pause(&self) -> Result<(), PeerError> {
         match self {
-            Server::Ports(program) => program.pause(),
-            Server::Daemon(daemon) => daemon.pause(),
-            Server::Testpmd(testpmd) => testpmd.pause(),
+            Server::Ports(_, program) => program.pause(),
+            Server::Daemon(_, daemon) => daemon.pause(),
+            Server::Testpmd(_, testpmd) => testpmd.pause(),
+            Server::Switch(switch) => switch.pause(),
         }
     }
 
     fn resume(&self) -> Result<(), PeerError> {
         match self {
-            Server::Ports(program) => program.resume(),
-            Server::Daemon(daemon) => daemon.resume(),
-            Server::Testpmd(testpmd) => testpmd.resume(),
+            Server::Ports(_, program) => program.resume(),
+            Server::Daemon(_, daemon) => daemon.resume(),
+            Server::Testpmd(_, testpmd) => testpmd.resume(),
+            Server::Switch(switch) => switch.resume(),
         }
     }
 }
 
-/// A guest and its server take their turn.
-fn circulate(lab: Lab, server: Server, mut guest: Guest) -> Result<Turn, RowError> {
+/// A server and a guest of it take their turn.
+fn circulate(server: Server, rings: Rings, headers: Option<&[Headers; 2]>) -> Result<Turn, RowError> {
+    let mut guest = Guest::start(server.lab(), rings, headers)?;
+    // Some take a while until they serve a guest that has come.
+    guest.come_round().or_else(|error| refused(&server, error))?;
     guest.pause()?;
     server.pause()?;
     Ok(Box::new(move |time| {
-        let _lab = &lab;
         server.resume()?;
-        let rate = guest.turn(time);
-        if let (Err(_), Server::Daemon(daemon)) = (&rate, &server) {
-            let log = format!("drops: {:?}", daemon.drops()?);
-            return Err(PeerError::Idle { peer: "the guest behind penstockd", log }.into());
-        }
+        let rate = guest.turn(time).or_else(|error| refused(&server, error))?;
         server.pause()?;
-        Ok(rate?)
+        Ok(rate)
     }))
 }
 
-fn guests(rings: Rings, is_policed: bool) -> Result<Pair, RowError> {
-    let lab = Lab::new(&["vhost"])?;
-    let (server, guest) = if is_policed {
-        let (daemon, headers) = policed(&lab, rings)?;
-        let guest = Guest::start(&lab, rings, Some(&headers))?;
-        (Server::Daemon(daemon), guest)
-    } else {
-        let program = std::env::current_exe().unwrap_or_default();
-        let [left, right] = sockets(&lab).map(|path| path.display().to_string());
-        let arguments = ["forward-sockets", &left, &right];
-        let mut program = lab.start(0, "1", &program.to_string_lossy(), &arguments)?;
-        program.wait_for(0, "forwarding", 1)?;
-        let guest = Guest::start(&lab, rings, None)?;
-        (Server::Ports(program), guest)
+/// What our daemon dropped says more than that nothing came back.
+fn refused(server: &Server, error: PeerError) -> Result<f64, RowError> {
+    let Server::Daemon(_, daemon) = server else {
+        return Err(error.into());
     };
-    let ours = circulate(lab, server, guest)?;
+    let log = format!("drops: {:?}", daemon.drops()?);
+    Err(PeerError::Idle { peer: "the guest behind penstockd", log }.into())
+}
+
+/// The guest of both, where ours answers to connections.
+const WITH_HEADERS: &str = "the guest's transmit queues give its frames their first headers back (eBPF)";
+
+fn guests(rings: Rings, is_policed: bool) -> Result<Pair, RowError> {
+    let ours = if is_policed { policed_turn(rings)? } else { circulate(ports_alone()?, rings, None)? };
     let lab = Lab::new(&["peer"])?;
     let switch = testpmd::switch(&lab, &sockets(&lab))?;
-    let guest = Guest::start(&lab, rings, None)?;
-    let theirs = circulate(lab, Server::Testpmd(switch), guest)?;
-    let ours_is = if is_policed {
-        format!("penstockd: two vhost-user endpoints, connections, policy with {RULES} other rules")
-    } else {
-        "vhost-user ports alone".to_owned()
-    };
-    let note = is_policed.then(|| {
-        "the guest's transmit queues give its frames their first headers back (eBPF), a cost that the peer's guest does not have"
-            .to_owned()
-    });
+    let its = is_policed.then(|| headers(rings));
+    let theirs = circulate(Server::Testpmd(lab, switch), rings, its.as_ref())?;
+    let ours_is = if is_policed { policed_is() } else { "vhost-user ports alone".to_owned() };
+    let note = is_policed.then(|| WITH_HEADERS.to_owned());
     Ok(Pair {
         ours,
         theirs,
@@ -358,11 +362,46 @@ fn guests(rings: Rings, is_policed: bool) -> Result<Pair, RowError> {
     })
 }
 
-/// Our daemon with the guest's two ports as endpoints under policy, and the headers that the guest's frames need.
-fn policed(lab: &Lab, rings: Rings) -> Result<(Daemon, [Headers; 2]), RowError> {
+fn switched_guests(is_tracked: bool) -> Result<Pair, RowError> {
+    let rings = Rings { packed: false, size: 64 };
+    let ours = policed_turn(rings)?;
+    let theirs =
+        circulate(Server::Switch(ovs::Switch::for_guest(is_tracked)?), rings, Some(&headers(rings)))?;
+    let work = if is_tracked { "ct, output" } else { "output" };
+    Ok(Pair {
+        ours,
+        theirs,
+        who: [policed_is(), format!("OVS-DPDK: {work}, one PMD, dpdkvhostuser")],
+        note: Some(WITH_HEADERS.to_owned()),
+        unloaded: Rc::default(),
+    })
+}
+
+/// Our ports without a worker between them.
+fn ports_alone() -> Result<Server, RowError> {
+    let lab = Lab::new(&["vhost"])?;
+    let program = std::env::current_exe().unwrap_or_default();
+    let [left, right] = sockets(&lab).map(|path| path.display().to_string());
+    let mut program = lab.start(0, "1", &program.to_string_lossy(), &["forward-sockets", &left, &right])?;
+    program.wait_for(0, "forwarding", 1)?;
+    Ok(Server::Ports(lab, program))
+}
+
+fn policed_turn(rings: Rings) -> Result<Turn, RowError> {
+    let lab = Lab::new(&["vhost"])?;
+    let daemon = policed(&lab)?;
+    circulate(Server::Daemon(lab, daemon), rings, Some(&headers(rings)))
+}
+
+fn policed_is() -> String {
+    format!("penstockd: two vhost-user endpoints, connections, policy with {RULES} other rules")
+}
+
+/// Our daemon with the guest's two ports as endpoints under policy.
+fn policed(lab: &Lab) -> Result<Daemon, RowError> {
     let paths = sockets(lab);
-    let mut file = settings(lab, "node1", 1, "poll", GATEWAY)
-        + "[[network]]\nname = \"default\"\nvni = 100\nprefixes = [\"10.1.0.0/16\"]\n";
+    let mut file = settings(lab, "node1", 1, "poll", GATEWAY, CACHED)
+        + "[[network]]\nname = \"default\"\nvni = 100\nmtu = 1500\nprefixes = [\"10.1.0.0/16\"]\n";
     for (number, (path, mac)) in paths.iter().zip(MACS).enumerate() {
         file += &format!(
             "[[endpoint]]\nname = \"guest{number}\"\nnetwork = \"default\"\nmac = \"{mac}\"\naddresses = [\"10.1.1.{}\"]\n\
@@ -375,7 +414,11 @@ fn policed(lab: &Lab, rings: Rings) -> Result<(Daemon, [Headers; 2]), RowError> 
     // Whichever end's first packet comes first, it may pass.
     file += "[[policy.rules]]\nname = \"back\"\ndirection = \"ingress\"\naction = \"allow\"\n\
              peers = [{ prefix = \"10.1.0.0/16\" }]\nports = [{ protocol = \"udp\" }]\n";
-    let daemon = Daemon::start(lab, 0, "node1", "0,1", &file)?;
+    Ok(Daemon::start(lab, 0, "node1", "0,1", &file)?)
+}
+
+/// What the guest's two ports write in front of each frame.
+fn headers(rings: Rings) -> [Headers; 2] {
     let [one, other] = [1, 2].map(|host| Ipv4Addr::new(10, 1, 1, host));
     let station = |last| MacAddr([2, 0, 0, 0, 0, last]);
     let headers = Headers {
@@ -387,7 +430,7 @@ fn policed(lab: &Lab, rings: Rings) -> Result<(Daemon, [Headers; 2]), RowError> 
         is_answer: false,
     };
     let back = Headers { src_mac: station(2), src: other, dst: one, is_answer: true, ..headers };
-    Ok((daemon, [headers, back]))
+    [headers, back]
 }
 
 fn veths(ours: Who, theirs: Who, work: Work) -> Result<Pair, RowError> {

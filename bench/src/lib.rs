@@ -10,6 +10,7 @@ pub mod cycles;
 pub mod document;
 mod forwarder;
 pub mod instructions;
+pub mod live;
 pub mod machine;
 pub mod micro;
 pub mod node;

@@ -14,14 +14,14 @@ use penstock_io::mem::MemPort;
 use penstock_io::{BURST, Port, Ticks};
 use penstock_wire::MacAddr;
 
-use crate::profile::{Path, Profile};
+use crate::profile::{Path, Ports, Profile};
 use crate::scenario::{PortToPort, tunnelled};
 use crate::traffic::{Ends, FIRST_PORT, PORTS, Stream, Traffic, TrafficError};
 
 /// Chunks of packet memory.
 const CHUNKS: u32 = 8192;
 /// The next hop out of the cluster, of each family.
-const GATEWAYS: [IpAddr; 2] = [
+pub(crate) const GATEWAYS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 168, 1, 254)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xfe)),
 ];
@@ -232,7 +232,8 @@ pub fn traffic(profile: &Profile) -> Result<Traffic, TrafficError> {
         size: profile.size,
         popularity: profile.popularity,
         segment: profile.segment,
-        has_checksum: matches!(profile.path, Path::Snat | Path::Service),
+        // What leaves a pod has one; in memory only where it is rewritten.
+        has_checksum: profile.ports != Ports::Memory || matches!(profile.path, Path::Snat | Path::Service),
         seed: profile.seed,
     };
     let mut traffic = stream.traffic(&ends)?;
@@ -242,13 +243,12 @@ pub fn traffic(profile: &Profile) -> Result<Traffic, TrafficError> {
     Ok(traffic)
 }
 
-/// The node of a profile.
-fn node(profile: &Profile) -> Testbed {
-    let flows = profile.flows.max(1024);
-    let connections = profile.path.is_stateful().then_some(flows);
-    let cached = if profile.path == Path::PolicyFirst { flows } else { flows * 2 };
-    let sizes = Sizes { flows: cached as usize, chunks: CHUNKS, connections };
-    let mut objects = pods(profile.path == Path::GeneveEncap);
+/// Pods on ports in memory: as taps, for what a veth brings may need its checksum finished first.
+const IN_MEMORY: [&str; 2] = [r#"tap = { interface = "pa" }"#, r#"tap = { interface = "pb" }"#];
+
+/// All that the node of a profile is told, its two pods attached so.
+pub(crate) fn objects(profile: &Profile, attachments: [&str; 2]) -> String {
+    let mut objects = pods(profile.path == Path::GeneveEncap, attachments);
     if profile.path.is_stateful() {
         objects += &policies(profile.rules);
     }
@@ -258,7 +258,16 @@ fn node(profile: &Profile) -> Testbed {
     if profile.path == Path::Snat {
         objects += WAY_OUT;
     }
-    let mut node = testbed::node_of(&objects, &[NODE.into()], sizes);
+    objects
+}
+
+/// The node of a profile.
+fn node(profile: &Profile) -> Testbed {
+    let flows = profile.flows.max(1024);
+    let connections = profile.path.is_stateful().then_some(flows);
+    let cached = if profile.path == Path::PolicyFirst { flows } else { flows * 2 };
+    let sizes = Sizes { flows: cached as usize, chunks: CHUNKS, connections };
+    let mut node = testbed::node_of(&objects(profile, IN_MEMORY), &[NODE.into()], sizes);
     for gateway in GATEWAYS {
         node.underlay.neighbours.insert((DeviceId(UPLINK), gateway), NEXT_HOP_MAC);
     }
@@ -270,14 +279,15 @@ fn node(profile: &Profile) -> Testbed {
     node
 }
 
-/// Two pods, on taps: what a veth brings may need its checksum finished first. And a peer that has other pods.
-fn pods(geneve: bool) -> String {
+/// Two pods, and a peer that has other pods.
+fn pods(geneve: bool, [a, b]: [&str; 2]) -> String {
     let encapsulation = if geneve { "geneve" } else { "vxlan" };
     format!(
         r#"
         [[network]]
         name = "default"
         vni = 100
+        mtu = 1500
         prefixes = ["10.1.0.0/16", "fd00:1::/32"]
         encapsulation = "{encapsulation}"
         [[endpoint]]
@@ -285,13 +295,13 @@ fn pods(geneve: bool) -> String {
         network = "default"
         mac = "02:00:00:00:00:01"
         addresses = ["10.1.1.1", "fd00:1:1::1"]
-        attachment = {{ tap = {{ interface = "pa" }} }}
+        attachment = {{ {a} }}
         [[endpoint]]
         name = "b"
         network = "default"
         mac = "02:00:00:00:00:02"
         addresses = ["10.1.1.2", "fd00:1:1::2"]
-        attachment = {{ tap = {{ interface = "pb" }} }}
+        attachment = {{ {b} }}
         [[peer]]
         name = "node2"
         address = "192.168.1.2"

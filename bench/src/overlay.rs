@@ -22,6 +22,8 @@ const PORT: u16 = 7;
 const LAST: Duration = Duration::from_millis(500);
 /// A sleep is this much too long at times: the rest is waited for with the clock in hand.
 const OVERSLEPT: Duration = Duration::from_micros(200);
+/// Flows that each daemon knows at most.
+const CACHED: u32 = 65_536;
 /// Answers later than this count as this late.
 const LONGEST: u64 = 10_000_000_000;
 
@@ -64,8 +66,9 @@ impl Overlay {
             lab.inside(pod, "ip route add 169.254.1.1 dev eth0 scope link")?;
             lab.inside(pod, "ip route add default via 169.254.1.1")?;
             let mac = lab.sysfs(pod, "eth0", "address")?;
-            let file = settings(&lab, &format!("node{number}"), usize::from(number) - 1, "adaptive", "")
-                + &objects(number, 3 - number, &mac);
+            let file =
+                settings(&lab, &format!("node{number}"), usize::from(number) - 1, "adaptive", "", CACHED)
+                    + &objects(number, 3 - number, &mac);
             let name = format!("node{number}");
             daemons.push(Daemon::start(&lab, node, &name, "0,1", &file)?);
         }

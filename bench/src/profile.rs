@@ -61,6 +61,14 @@ pub enum Ports {
     Vhost,
 }
 
+impl Ports {
+    /// The name in reports and on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
 /// Frame sizes, check sequence included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -202,7 +210,14 @@ impl Profile {
     /// In a line.
     #[must_use]
     pub fn title(&self) -> String {
-        let mut title = format!("{}, {} B, {} flows", self.path.name(), self.size, counted(self.flows));
+        let size = match self.size {
+            Size::Bytes(bytes) => format!("{bytes} B"),
+            Size::Imix => "IMIX".to_owned(),
+        };
+        let mut title = format!("{}, {size}, {} flows", self.path.name(), counted(self.flows));
+        if self.ports != Ports::Memory {
+            title += &format!(" on {}", self.ports.name());
+        }
         if self.path.is_stateful() {
             title += &format!(", {} rules", counted(self.rules));
         }

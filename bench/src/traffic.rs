@@ -1,8 +1,13 @@
 //! The traffic of every trial: frames made once, in an order that is always the same, replayed from memory or from a file.
 
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
 
 use penstock_dataplane::testbed::Datagram;
+use penstock_io::pcap;
 use penstock_wire::{MacAddr, checksum, ethernet, ipv4, ipv6, proto, tcp};
 use thiserror::Error;
 
@@ -111,6 +116,21 @@ pub struct Traffic {
     pub frames: Vec<Vec<u8>>,
     /// Numbers of frames.
     pub order: Vec<u32>,
+}
+
+impl Traffic {
+    /// Writes the frames to a capture file, in their order: what others replay.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut writer = pcap::Writer::new(BufWriter::new(File::create(path)?))?;
+        for &number in &self.order {
+            let frame = &self.frames[number as usize];
+            writer.write(Duration::ZERO, frame, frame.len() as u32)?;
+        }
+        writer.get_mut().flush()
+    }
 }
 
 impl Stream {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::node::{Subject, Tally};
+use crate::peers::PeerError;
 use crate::profile::Profile;
 use crate::traffic::TrafficError;
 use crate::validity::{Calibration, MOST_DISAGREEMENT, Validity, guarded};
@@ -19,9 +20,9 @@ const FIRST_CPU: usize = 1;
 /// Frames that the ring in front of a worker holds: the rest of what comes is missed, as by a network card.
 pub const RING: u64 = 2048;
 /// Bytes that a frame takes on a wire besides its own: preamble, start delimiter and the least gap (IEEE 802.3).
-const WIRE_EXTRA: f64 = 20.0;
+pub(crate) const WIRE_EXTRA: f64 = 20.0;
 /// The check sequence, which frames in memory are without.
-const CHECK_SEQUENCE: f64 = 4.0;
+pub(crate) const CHECK_SEQUENCE: f64 = 4.0;
 /// What was lost because the ring was full is counted under this reason.
 pub const MISSED: &str = "receive-ring-full";
 /// The longest latency that is told apart.
@@ -46,6 +47,20 @@ pub enum TrialError {
         /// Frames that were lost for known reasons.
         lost: u64,
     },
+    /// A program that takes part is missing, said no or ended.
+    #[error(transparent)]
+    Outside(#[from] PeerError),
+    /// Nothing arrived at the far end.
+    #[error("of {offered} frames none arrived; lost: {lost}")]
+    NothingArrived {
+        /// Frames that came.
+        offered: u64,
+        /// Reasons and counts.
+        lost: String,
+    },
+    /// What only ports in memory do.
+    #[error("only --ports memory takes {0}")]
+    OnlyInMemory(&'static str),
     /// Its thread could not be pinned.
     #[error(
         "cannot pin to CPU {0}: ask for fewer --workers than this process has CPUs (taskset -cp $$ tells which)"
@@ -208,14 +223,14 @@ impl Trial {
     }
 }
 
-fn cpu_of(number: u16) -> Option<usize> {
+pub(crate) fn cpu_of(number: u16) -> Option<usize> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     (cpus > 1)
         .then_some(if number == 0 { FIRST_CPU } else { usize::from(number) + 1 })
         .map(|cpu| if cpu >= cpus { cpu - cpus } else { cpu })
 }
 
-fn pin(cpu: Option<usize>) -> Result<(), TrialError> {
+pub(crate) fn pin(cpu: Option<usize>) -> Result<(), TrialError> {
     match cpu {
         Some(id) if !core_affinity::set_for_current(core_affinity::CoreId { id }) => Err(TrialError::Pin(id)),
         _ => Ok(()),

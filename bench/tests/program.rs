@@ -3,7 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -56,6 +57,47 @@ fn frames_of_a_run_add_up() {
         assert!(outcome["lost"].as_object().unwrap().is_empty(), "{outcome}");
     }
     assert!(run["machine"]["calibration"]["ticks-per-second"].as_f64().unwrap() > 1e8);
+}
+
+/// Namespaces that a run of this process number made and left.
+fn namespaces_of(pid: u32) -> Vec<String> {
+    let list = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    let mark = format!("penstock-bench-{pid}-");
+    String::from_utf8(list.stdout)
+        .unwrap()
+        .lines()
+        .filter(|it| it.starts_with(&mark))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn frames_on_ports_of_the_machine_add_up() {
+    for line in ["run forward --ports tap", "run l3 --ports veth", "run vxlan-decap --ports tap --size imix"]
+    {
+        let run = json(&format!("{line} --duration 0.2 --rate 20000"));
+        let outcome = &run["trials"][0]["outcome"];
+        let lost: u64 = outcome["lost"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+        let [offered, received] = ["offered", "received"].map(|it| outcome[it].as_u64().unwrap());
+        assert!(received > 100 && offered == received + lost, "{line}: {outcome}");
+        assert!(outcome["cycles"].as_f64().unwrap() > 0.0, "{line}: {outcome}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-bench"));
+    let line = "run l3 --ports veth --duration 300";
+    let mut run = command.args(line.split(' ')).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = run.id();
+    while namespaces_of(pid).len() < 3 {
+        assert_eq!(run.try_wait().unwrap(), None, "it goes on until it is interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kill = Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    assert_eq!(namespaces_of(pid), Vec::<String>::new());
 }
 
 #[test]
@@ -131,6 +173,7 @@ fn bad_words_are_refused_with_what_is_right() {
         ("run l3 --flows many", "1k, 100k, 1M"),
         ("run l3 --duration 0", "--duration is 0"),
         ("run l3 --size 1518 --flows 10M --duration 0.1", "fewer --flows"),
+        ("run l3 --ports veth --workers 2", "only --ports memory takes --workers above 1"),
         ("search l3 --goal x", "PDR:0.005"),
         ("report /nowhere.json", "/nowhere.json"),
         ("compare --only nothing", "memory-l3-1"),

@@ -16,7 +16,7 @@ pub(super) fn control(arguments: &Control) -> Result<(), CommandError> {
             // Without policies there is none to change: the first one comes and is changed then.
             let cluster = Cluster { policies, endpoints: arguments.endpoints };
             progress.say(format!("{policies} policies, {} endpoints", arguments.endpoints));
-            let changed = measure(cluster, kind, arguments.changes.max(1));
+            let changed = measure(cluster, kind, arguments.changes.max(1))?;
             progress.step();
             if arguments.output.prints_text() {
                 progress.line(&describe(&changed));

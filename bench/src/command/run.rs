@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
-use super::{CommandError, gate, rate, seconds};
+use super::{CommandError, gate, rate, seconds, take_down_when_interrupted};
 use crate::args::Run;
 use crate::document::{Document, Measured};
+use crate::live::LiveTrial;
+use crate::profile::{Ports, Profile};
 use crate::progress::Progress;
 use crate::trial::{Load, Outcome, Trial};
 
@@ -15,9 +17,16 @@ pub(super) fn run(arguments: &Run) -> Result<(), CommandError> {
     let profiles = arguments.profile.profiles();
     let progress = Progress::of(profiles.len());
     let mut lowest: Option<(String, f64)> = None;
+    if arguments.ports != Ports::Memory {
+        take_down_when_interrupted()?;
+    }
     for profile in profiles {
+        let profile = Profile { ports: arguments.ports, ..profile };
         progress.say(profile.title());
-        let outcome = Trial::new(profile)?.measure(load, time)?;
+        let outcome = match profile.ports {
+            Ports::Memory => Trial::new(profile)?.measure(load, time)?,
+            Ports::Veth | Ports::Tap | Ports::Vhost => LiveTrial::new(profile)?.measure(load, time)?,
+        };
         progress.step();
         let text = describe(&profile.title(), &outcome);
         if arguments.output.prints_text() {

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::lab::{Lab, Program, wait_for};
 use super::{PeerError, beside};
+use crate::forwarder::Counted;
 
 /// A running `penstockd`, which is stopped while it is not its turn.
 pub struct Daemon {
@@ -17,13 +18,13 @@ pub struct Daemon {
 /// A node that is told its MAC address, since it has no underlay to derive one from.
 pub const GATEWAY: &str = "mac = \"02:00:00:00:00:fe\"\n";
 
-/// What a node's file says besides its objects: one worker on a CPU that is `poll` or `adaptive`; `node` is what else the
-/// node is told of itself.
+/// What a node's file says besides its objects: one worker on a CPU that is `poll` or `adaptive` and knows so many `flows`
+/// of each family; `node` is what else the node is told of itself.
 #[must_use]
-pub fn settings(lab: &Lab, name: &str, cpu: usize, idle: &str, node: &str) -> String {
+pub fn settings(lab: &Lab, name: &str, cpu: usize, idle: &str, node: &str, flows: u32) -> String {
     format!(
         "[node]\nname = \"{name}\"\n{node}[workers]\ncpus = [{cpu}]\nidle = \"{idle}\"\n\
-         [memory]\nchunks = 32768\n[flows]\nipv4 = 262144\nipv6 = 1024\n[control]\nsocket = \"{}\"\n",
+         [memory]\nchunks = 32768\n[flows]\nipv4 = {flows}\nipv6 = {flows}\n[control]\nsocket = \"{}\"\n",
         lab.path(&format!("{name}.sock")).display()
     )
 }
@@ -79,6 +80,22 @@ impl Daemon {
         let rows = self.ask(&["drops"])?;
         let one = |row: &Value| Some((row["reason"].as_str()?.to_owned(), number(&row["packets"])));
         Ok(rows.as_array().into_iter().flatten().filter_map(one).filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// What its workers have counted.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) fn counted(&self) -> Result<Counted, PeerError> {
+        let rows = self.ask(&["workers"])?;
+        let sum = |name: &str| rows.as_array().into_iter().flatten().map(|row| number(&row[name])).sum();
+        Ok(Counted {
+            received: sum("rx_packets"),
+            sent: sum("tx_packets"),
+            lost: self.drops()?.into_iter().collect(),
+            turns: sum("busy_turns"),
+            ticks: sum("busy_cycles"),
+        })
     }
 
     /// Waits until both sides of a port's session are up, for all ports of these names.

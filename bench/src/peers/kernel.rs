@@ -3,13 +3,18 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::PeerError;
 use super::daemon::{Daemon, GATEWAY, settings};
 use super::lab::{Lab, Program, run};
 use super::testpmd::{Testpmd, between};
+use penstock_wire::MacAddr;
+
 use crate::node::policies;
+use crate::profile::{Popularity, Segment, Size};
+use crate::traffic::{Ends, Stream};
 
 /// What is done with the frames between the veths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +60,8 @@ const FROM: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
 const TO: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 1);
 /// Flows that the generator sends.
 const FLOWS: u32 = 1000;
+/// Flows that our daemon knows at most.
+const CACHED: u32 = 65_536;
 
 /// A generator, a forwarder and a far end.
 pub struct Street {
@@ -103,9 +110,10 @@ impl Street {
             (Who::Kernel, _) => &left,
             _ => "02:00:00:00:00:fe",
         };
+        let frames = lab.path("frames.pcap");
+        traffic(station, &mac(GENERATOR, "gen")?, &frames)?;
         let program = std::env::current_exe().unwrap_or_default();
-        let [from, to, flows] = [FROM.to_string(), TO.to_string(), FLOWS.to_string()];
-        let arguments = ["generate", "gen", station, &from, &to, &flows];
+        let arguments = ["generate", "gen", &frames.to_string_lossy()];
         let mut generator = lab.start(GENERATOR, "0", &program.to_string_lossy(), &arguments)?;
         generator.wait_for(0, "sending", 1)?;
         let street = Street { forwarder, generator, lab };
@@ -164,6 +172,29 @@ impl Street {
         };
         Ok((count(GENERATOR, "gen", "statistics/tx_packets")?, count(SINK, "sink", "statistics/rx_packets")?))
     }
+}
+
+/// Writes what the generator sends: 64-byte datagrams to a station.
+fn traffic(station: &str, own: &str, path: &Path) -> Result<(), PeerError> {
+    let stream = Stream {
+        flows: FLOWS,
+        size: Size::Bytes(64),
+        popularity: Popularity::Uniform,
+        segment: Segment::Udp,
+        // What leaves a pod has one.
+        has_checksum: true,
+        seed: 1,
+    };
+    let mac = |text: &str| {
+        text.parse::<MacAddr>().map_err(|fault| PeerError::Refused {
+            command: format!("read the MAC address \"{text}\""),
+            said: fault.to_string(),
+        })
+    };
+    let ends = Ends { dst_mac: mac(station)?, src_mac: mac(own)?, src: FROM.into(), dst: TO.into() };
+    let written =
+        stream.traffic(&ends).map_err(std::io::Error::other).and_then(|traffic| traffic.write(path));
+    written.map_err(|source| PeerError::File { path: path.to_owned(), source })
 }
 
 /// Lets the kernel forward: what comes in at `left` is worked on on CPU 1 (receive packet steering), else the generator's own
@@ -245,7 +276,7 @@ fn daemon(lab: &Lab, work: Work, from: &str, to: &str) -> Result<Daemon, PeerErr
         MACHINE,
         "node1",
         "0,1",
-        &(settings(lab, "node1", 1, "poll", GATEWAY) + &objects),
+        &(settings(lab, "node1", 1, "poll", GATEWAY, CACHED) + &objects),
     )?;
     daemon.await_ports(&["a"])?;
     Ok(daemon)

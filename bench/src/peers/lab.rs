@@ -111,13 +111,14 @@ impl Lab {
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)
             .map_err(|source| PeerError::File { path: folder.clone(), source })?;
-        let mut lab = Lab { folder, namespaces: Vec::new() };
-        for name in names {
-            let name = format!("{PREFIX}{}-{number}-{name}", std::process::id());
-            sh(&format!("ip netns add {name}"))?;
-            lab.namespaces.push(name);
-        }
+        let own = std::process::id();
+        let namespaces = names.iter().map(|name| format!("{PREFIX}{own}-{number}-{name}")).collect();
+        let lab = Lab { folder, namespaces };
+        // An interrupt may come at any time.
         standing().push((lab.folder.clone(), lab.namespaces.clone()));
+        for name in &lab.namespaces {
+            sh(&format!("ip netns add {name}"))?;
+        }
         for name in &lab.namespaces {
             sh(&format!("ip -n {name} link set lo up"))?;
         }

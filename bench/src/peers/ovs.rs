@@ -66,8 +66,51 @@ impl Switch {
         let switch = Switch { lab: Lab::new(&["ovs"])? };
         switch.start()?;
         switch.configure(pcap, work)?;
-        switch.signal("STOP")?;
+        switch.pause()?;
         Ok(switch)
+    }
+
+    /// A switch that serves the two sockets of a guest ([`super::vhost::sockets`] of its lab) and sends each frame on to the
+    /// other, as it is or by its connection.
+    ///
+    /// # Errors
+    /// When a tool is missing or says no.
+    pub fn for_guest(is_tracked: bool) -> Result<Switch, PeerError> {
+        let switch = Switch { lab: Lab::new(&["ovs"])? };
+        switch.start()?;
+        switch.vsctl("add-br br-int -- set bridge br-int datapath_type=netdev")?;
+        let ports = ["vhost0", "vhost1"];
+        for port in ports {
+            switch.vsctl(&format!("add-port br-int {port} -- set Interface {port} type=dpdkvhostuser"))?;
+        }
+        switch.opened(&ports)?;
+        switch.tool("ovs-ofctl -O OpenFlow13 del-flows unix:@/br-int.mgmt")?;
+        for rule in guest_rules(is_tracked) {
+            switch.add_flow(&rule)?;
+        }
+        Ok(switch)
+    }
+
+    /// Where it runs: its guest's sockets are in the lab's folder.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<(), PeerError> {
+        self.signal("STOP")
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<(), PeerError> {
+        self.signal("CONT")
     }
 
     /// Lets it go on for a while, after a moment to come to its pace; returns the packets a second that it received.
@@ -75,7 +118,7 @@ impl Switch {
     /// # Errors
     /// When it forwards nothing.
     pub fn turn(&self, time: Duration) -> Result<f64, PeerError> {
-        self.signal("CONT")?;
+        self.resume()?;
         // Its flows are in its caches after the first round of the frames.
         wait_for("Open vSwitch to forward", || {
             Ok(received_rate(&self.ask("dpif-netdev/pmd-perf-show -nh")?))
@@ -85,7 +128,7 @@ impl Switch {
         std::thread::sleep(time);
         // Every recirculation counts as a packet in pmd-stats-show; pmd-perf-show counts received packets.
         let said = self.ask("dpif-netdev/pmd-perf-show -nh")?;
-        self.signal("STOP")?;
+        self.pause()?;
         received_rate(&said).ok_or_else(|| PeerError::Idle { peer: "Open vSwitch", log: tail(&said) })
     }
 
@@ -157,18 +200,43 @@ impl Switch {
         } else {
             self.vsctl(&format!("add-port br-int out -- set Interface out {sink}"))?;
         }
-        // `ovs-vsctl` is content when the switch could not open a port; the database has the reason.
-        for port in ["p0", "out"] {
+        self.opened(&["p0", "out"])?;
+        work.rules().iter().try_for_each(|rule| self.add_flow(rule))
+    }
+
+    /// `ovs-vsctl` is content when the switch could not open a port; the database has the reason.
+    fn opened(&self, ports: &[&str]) -> Result<(), PeerError> {
+        for port in ports {
             let fault = self.vsctl(&format!("get Interface {port} error"))?;
             if fault.trim() != "[]" {
                 return Err(PeerError::Refused { command: format!("add-port {port}"), said: fault });
             }
         }
-        for rule in work.rules() {
-            self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {rule}"))?;
-        }
         Ok(())
     }
+
+    fn add_flow(&self, rule: &str) -> Result<(), PeerError> {
+        self.tool(&format!("ovs-ofctl -O OpenFlow13 add-flow unix:@/br-int.mgmt {rule}")).map(|_| ())
+    }
+}
+
+/// From each of a guest's ports to the other.
+fn guest_rules(is_tracked: bool) -> Vec<String> {
+    let mut rules = Vec::new();
+    for (from, to) in [("vhost0", "vhost1"), ("vhost1", "vhost0")] {
+        if is_tracked {
+            rules.extend([
+                format!("table=0,priority=10,in_port={from},ip,actions=ct(table=1)"),
+                format!(
+                    "table=1,priority=10,in_port={from},ip,ct_state=+trk+new,actions=ct(commit),output:{to}"
+                ),
+                format!("table=1,priority=10,in_port={from},ip,ct_state=+trk+est,actions=output:{to}"),
+            ]);
+        } else {
+            rules.push(format!("priority=10,in_port={from},actions=output:{to}"));
+        }
+    }
+    rules
 }
 
 /// The first thread's rate: `Rx packets: 61234567 (15308 Kpps, 130 cycles/pkt)`.

@@ -74,7 +74,7 @@ impl Testpmd {
     }
 
     /// Packets a second, received and sent by all ports, since it was last asked; by its own clock.
-    fn rates(&mut self) -> Result<(f64, f64), PeerError> {
+    pub(super) fn rates(&mut self) -> Result<(f64, f64), PeerError> {
         let from = self.program.log()?.len();
         self.program.tell("show port stats all")?;
         let said = self.program.wait_for(from, "Tx-bps", self.ports)?;

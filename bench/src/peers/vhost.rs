@@ -1,12 +1,12 @@
 //! A guest on vhost-user: a testpmd with two virtio-user ports on CPU 0, each of which sends what the other has received,
 //! through whoever serves their sockets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::PeerError;
 use super::headers::Headers;
-use super::lab::Lab;
+use super::lab::{Lab, wait_for};
 use super::testpmd::{Testpmd, guest_environment};
 
 /// The guest's rings and frames.
@@ -17,6 +17,9 @@ pub struct Rings {
     /// Bytes of each frame, check sequence included.
     pub size: u16,
 }
+
+/// How often it is looked whether frames come back: testpmd's rates are of the time between two looks.
+const COMES_BACK: Duration = Duration::from_millis(100);
 
 /// The MAC addresses of the guest's two ports.
 pub const MACS: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
@@ -63,6 +66,18 @@ impl Guest {
         Ok(Guest(testpmd))
     }
 
+    /// Waits until its frames come back to it; returns the packets a second.
+    ///
+    /// # Errors
+    /// When it has ended, or they do not in time.
+    pub fn come_round(&mut self) -> Result<f64, PeerError> {
+        wait_for("the guest's frames to come back", || {
+            std::thread::sleep(COMES_BACK);
+            let (received, _) = self.0.rates()?;
+            Ok((received > 0.0).then_some(received))
+        })
+    }
+
     /// Lets it go on for a while; returns the packets a second that it receives at its two ports.
     ///
     /// # Errors
@@ -79,4 +94,43 @@ impl Guest {
     pub fn pause(&self) -> Result<(), PeerError> {
         self.0.pause()
     }
+}
+
+/// A guest that sends the frames of a capture, read into memory once, from a port at one socket, over and over, and that
+/// takes what comes at another; either of the two, or both. `from` is (capture, frames in it, socket).
+///
+/// # Errors
+/// When it does not start.
+pub fn one_way(
+    lab: &Lab,
+    from: Option<(&Path, u64, &Path)>,
+    to: Option<&Path>,
+) -> Result<Testpmd, PeerError> {
+    let port = |number: usize, socket: &Path| {
+        format!(
+            " --vdev=net_virtio_user{number},path={},mac={},queue_size=1024",
+            socket.display(),
+            MACS[number]
+        )
+    };
+    let (mut devices, mut ports, mut buffers) = (String::new(), 0, 16_384);
+    if let Some((capture, frames, socket)) = from {
+        devices +=
+            &format!(" --vdev=net_pcap0,rx_pcap={},infinite_rx=1{}", capture.display(), port(0, socket));
+        ports += 2;
+        // `infinite_rx` keeps every frame in a buffer of its own.
+        buffers += frames;
+    }
+    if let Some(socket) = to {
+        devices += &format!("{} --vdev=net_null0,no-rx=1", port(1, socket));
+        ports += 2;
+    }
+    // A buffer with its header takes less than 2.5 KiB.
+    let memory = 64 + buffers * 5 / 2048;
+    let devices = format!("{} -m {memory} --single-file-segments{devices}", guest_environment());
+    let own =
+        format!("--forward-mode=io --port-topology=paired --total-num-mbufs={buffers} --txd=1024 --rxd=1024");
+    let mut testpmd = Testpmd::start(lab, 0, ports, &devices, &own)?;
+    testpmd.tell("start")?;
+    Ok(testpmd)
 }

@@ -239,6 +239,8 @@ pub(super) fn workers(engine: &Engine) -> Vec<proto::Worker> {
             restarts: health.restarts,
             last_panic: health.last_panic,
             cycles_per_packet: pace.cycles_per_packet,
+            busy_turns: counts.busy_turns,
+            busy_cycles: counts.busy_ticks,
         }
     };
     engine.workers().iter().enumerate().map(row).collect()
