@@ -126,9 +126,10 @@ pub struct IPPoolSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolStatus {
-    /// The blocks that nodes took. An API server only takes a check of each if it knows how many there may be.
+    /// The blocks that nodes took.
+    // An API server takes a check of each only if it knows how many there may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10000), description = "The blocks that nodes took.")]
+    #[schemars(length(max = 10000))]
     pub blocks: Vec<Block>,
 }
 
