@@ -40,7 +40,7 @@ pub struct Behind {
 #[serde(untagged)]
 pub enum Answer {
     /// A packet to one end.
-    One(Explanation),
+    One(Box<Explanation>),
     /// Packets to a service.
     Service(Served),
 }
@@ -61,7 +61,7 @@ impl Judge {
     ) -> Result<Answer, JudgeError> {
         let from = self.party(from)?;
         let Some(service) = self.service(to) else {
-            return Ok(Answer::One(self.explain(&from, &self.party(to)?, protocol, port)?));
+            return Ok(Answer::One(Box::new(self.explain(&from, &self.party(to)?, protocol, port)?)));
         };
         let key = key_of(service);
         let unserved =
