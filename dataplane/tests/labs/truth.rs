@@ -108,6 +108,9 @@ fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<&str, String
         ("table.yaml", &table.text),
         ("node.json", &NODE.replace("ADDRESS", &under4(1))),
     ] {
+        // An agent says what policies mean to the pods of its own node.
+        let text =
+            text.replace("nodeName: node1", "nodeName: node3").replace("nodeName: node2", "nodeName: node3");
         std::fs::write(folder.join(file), text).expect("the lab's own folder");
     }
     // A new agent for each table is ready when all of it is live, and what the one before wanted is gone.
@@ -127,7 +130,7 @@ fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<&str, String
 }
 
 #[test]
-#[ignore = "most of what is to be denied comes through in this lab: not understood yet"]
+#[ignore = "every row holds but eight: the lab has no way yet to the addresses of the tables' nodes nor to IPv6 outside"]
 fn every_row_of_every_table_holds_for_packets() {
     let folder = repository().join("control/tests/truth");
     let (_, cluster) = rows::cluster(Path::new(&folder));
