@@ -10,20 +10,26 @@
 
 mod actions;
 mod attacher;
+mod cards;
 mod check;
 mod dataplane;
+mod keepsakes;
 mod ledger;
 mod netns;
 mod plan;
 mod record;
 mod server;
+mod shared;
 mod sockets;
+mod sriov;
 
 pub use actions::{FaultPoint, FaultPoints};
 pub use attacher::{Attacher, Ground, NoPods, Pods, Settings};
+pub use cards::{Cards, FunctionState, KernelCards, Setting};
 pub use dataplane::{Dataplane, DataplaneError, Direct, NetworkFacts, PortState};
 pub use ledger::{Ledger, LedgerError};
 pub use netns::{LinkError, Links, Namespace};
 pub use plan::{Folders, Footprint, Plan, PodFacts};
 pub use record::{Holding, Pod, Record, RecordKey, Wiring};
 pub use server::{ServeError, Server};
+pub use sriov::{Functions, Handed};

@@ -11,6 +11,7 @@
 
 mod dataplane;
 mod folders;
+mod functions;
 mod pool;
 mod post;
 mod preference;
@@ -18,6 +19,7 @@ mod service;
 
 pub use dataplane::Outside;
 pub use folders::SocketFolders;
+pub use functions::{CardFunctions, FunctionPool, PoolFault, disjoint};
 pub use pool::{AllocationError, Device, Grant, Pool};
 pub use preference::preferred;
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use self::functions::FunctionDevices;
 use self::post::Post;
 use crate::sysfs::Sysfs;
 
@@ -57,19 +60,25 @@ pub struct Offer {
     pub devices: PathBuf,
     /// How many vhost-user devices there are; no such resource when 0.
     pub vhost_user: u32,
+    /// Which functions of network cards there are, each a resource; no function is in two.
+    pub functions: Vec<FunctionPool>,
+    /// Where the kernel shows them.
+    pub sysfs: Sysfs,
     /// How long the dataplane may be away before devices are said to be unhealthy.
     pub grace: Duration,
 }
 
 /// Serves every resource of an offer, for ever.
 pub async fn run(offer: Offer) {
-    let sysfs = Sysfs::default();
     let (tell, outside) = tokio::sync::watch::channel(Outside::default());
     let mut tasks = JoinSet::new();
-    tasks.spawn(dataplane::follow(offer.dataplane.clone(), offer.grace, sysfs, tell));
+    tasks.spawn(dataplane::follow(offer.dataplane.clone(), offer.grace, offer.sysfs.clone(), tell));
     let mut pools: Vec<Arc<dyn Pool>> = Vec::new();
     if offer.vhost_user > 0 {
         pools.push(Arc::new(SocketFolders::new(offer.devices.clone(), offer.vhost_user)));
+    }
+    for pool in &offer.functions {
+        pools.push(Arc::new(FunctionDevices::new(pool.clone(), offer.sysfs.clone())));
     }
     for pool in pools {
         tracing::info!("{}/{} is offered to the kubelet at {}", DOMAIN, pool.name(), offer.kubelet.display());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use penstock_cni::config::Range;
 use penstock_cni::environment::AttachmentId;
 use penstock_cni::protocol::{Answer, Detach, Given, Request, ask};
-use penstock_control::attach::{Attacher, Direct, FaultPoints, NoPods, Server, Settings};
+use penstock_control::attach::{Attacher, Direct, FaultPoints, Functions, NoPods, Server, Settings};
 use penstock_control::install::{PLUGIN, Places, install, uninstall, usual_configuration};
 use penstock_control::ipam::RangeSet;
 use serde::Serialize;
@@ -163,9 +163,11 @@ pub(crate) async fn attach(wanted: AttacherArgs, dataplane: &Path) -> Result<(),
         records: wanted.records,
         sockets: wanted.sockets,
         devices: wanted.devices,
+        kubelet_pods: wanted.kubelet_pods,
         network: wanted.network,
         ranges,
         reserved: wanted.reserve,
+        functions: Functions::default(),
         faults: FaultPoints(wanted.die_at),
     };
     let direct = Direct::at(dataplane.to_owned());

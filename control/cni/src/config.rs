@@ -99,6 +99,9 @@ pub struct Config {
     /// Name servers.
     #[serde(default)]
     pub dns: Dns,
+    /// The device that a device plugin gave, where Multus writes it.
+    #[serde(default, rename = "deviceID")]
+    pub device_id: Option<String>,
 }
 
 fn default_socket() -> PathBuf {
@@ -352,6 +355,12 @@ impl Config {
             return Err(Failure::new(Code::Config, msg));
         }
         Ok(config)
+    }
+
+    /// The device that a device plugin gave for this attachment, by either of the keys under which it is handed over.
+    pub fn device(&self) -> Option<&str> {
+        let said = [self.runtime_config.device_id.as_deref(), self.device_id.as_deref()];
+        said.into_iter().flatten().find(|id| !id.is_empty())
     }
 
     /// Reads what can be read of a configuration, however much of it there is: enough for DEL.

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use super::residents::Residents;
 use crate::attach::{
-    Attacher, Dataplane, DataplaneError, Direct, FaultPoints, LedgerError, NetworkFacts, PortState, Server,
-    Settings,
+    Attacher, Dataplane, DataplaneError, Direct, FaultPoints, Functions, LedgerError, NetworkFacts,
+    PortState, Server, Settings,
 };
 use crate::push::{Ticket, Wanted};
 
@@ -41,6 +41,8 @@ pub struct Attaching {
     pub sockets: PathBuf,
     /// The folder in which a device plugin's devices have theirs.
     pub devices: PathBuf,
+    /// The kubelet's folder of pods, in which their volumes are.
+    pub kubelet_pods: PathBuf,
     /// Addresses that no pod gets, besides the node's own.
     pub reserved: Vec<IpAddr>,
     /// Where a test ends the process.
@@ -166,6 +168,8 @@ pub(super) fn open(
         records: attaching.records.clone(),
         sockets: attaching.sockets.clone(),
         devices: attaching.devices.clone(),
+        kubelet_pods: attaching.kubelet_pods.clone(),
+        functions: Functions::default(),
         network: crate::translate::Settings::network().to_string(),
         ranges: Vec::new(),
         reserved: attaching.reserved.clone(),

@@ -12,8 +12,9 @@ use penstock_api::DEFAULT_SOCKET;
 use penstock_api::model::Name;
 use penstock_control::agent::{Attaching, Options, Source, run};
 use penstock_control::attach::{FaultPoint, FaultPoints, Footprint};
-use penstock_control::deviceplugin::{GRACE, Offer};
+use penstock_control::deviceplugin::{FunctionPool, GRACE, Offer, disjoint};
 use penstock_control::push::Dataplane;
+use penstock_control::sysfs::Sysfs;
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
@@ -56,6 +57,9 @@ struct Arguments {
     /// The folder in which a device plugin's devices have theirs.
     #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
     devices: PathBuf,
+    /// The kubelet's folder of pods, in which their volumes are.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pods")]
+    kubelet_pods: PathBuf,
     /// An address that no pod gets, besides those of the node: the host port's, say.
     #[arg(long, value_name = "ADDRESS")]
     reserve: Vec<IpAddr>,
@@ -69,6 +73,10 @@ struct Arguments {
     /// How many vhost-user sockets pods can ask for; 0 for no such resource.
     #[arg(long, value_name = "COUNT", default_value_t = 64)]
     vhost_user_devices: u32,
+    /// Functions of network cards that pods can ask for by the resource penstock.dev/sriov-NAME, as in
+    /// fast=ens1f0:0-7,ens1f1; may be given several times.
+    #[arg(long, value_name = "NAME=CARD[:FIRST-LAST][,…]", requires = "device_plugins")]
+    sriov: Vec<FunctionPool>,
     /// The namespace of the lease that one agent of the cluster holds.
     #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system", value_name = "NAME")]
     namespace: String,
@@ -89,6 +97,10 @@ enum LogFormat {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log_format);
+    if let Err(fault) = disjoint(&arguments.sriov) {
+        tracing::error!("--sriov: {fault}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -105,6 +117,7 @@ fn main() -> ExitCode {
         records: arguments.records,
         sockets: arguments.sockets.clone(),
         devices: arguments.devices.clone(),
+        kubelet_pods: arguments.kubelet_pods,
         reserved: arguments.reserve,
         faults: FaultPoints(arguments.die_at),
     });
@@ -114,6 +127,8 @@ fn main() -> ExitCode {
         dataplane: arguments.socket.clone(),
         devices: arguments.devices,
         vhost_user: arguments.vhost_user_devices,
+        functions: arguments.sriov,
+        sysfs: Sysfs::default(),
         grace: GRACE,
     });
     let options = Options {

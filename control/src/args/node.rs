@@ -52,6 +52,9 @@ pub(crate) struct AttacherArgs {
     /// The folder in which a device plugin's devices have theirs
     #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
     pub(crate) devices: PathBuf,
+    /// The kubelet's folder of pods: a volume called shared-dir gets the socket of its vhost-user pod
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pods")]
+    pub(crate) kubelet_pods: PathBuf,
     /// The dataplane's network where the plugin's configuration names none
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) network: String,

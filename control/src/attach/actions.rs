@@ -14,7 +14,9 @@ use super::dataplane::{Dataplane, DataplaneError, NetworkFacts};
 use super::netns::{LinkError, Links, Namespace, Veth, set_ipv6};
 use super::plan::Plan;
 use super::record::Record;
+use super::shared;
 use super::sockets;
+use super::sriov::Functions;
 
 /// A place where a test ends the agent as a loss of power would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,15 +112,22 @@ impl From<DataplaneError> for Failure {
     }
 }
 
+/// What attachments are made with.
+pub(super) struct Means<'a, D> {
+    pub(super) dataplane: &'a D,
+    pub(super) functions: &'a Functions,
+    pub(super) faults: FaultPoints,
+}
+
 /// Makes what is planned; what ADD gives back. When it fails, some of it may be there.
 pub(super) async fn make<D: Dataplane>(
     plan: &Plan,
     attach: &Attach,
     network: &NetworkFacts,
     record: &Record,
-    dataplane: &D,
-    faults: FaultPoints,
+    with: &Means<'_, D>,
 ) -> Result<AddResult, Failure> {
+    let faults = with.faults;
     let namespace = Namespace::open(&attach.netns)?;
     let node = Links::here()?;
     let ifname = attach.id.ifname.as_str();
@@ -139,19 +148,29 @@ pub(super) async fn make<D: Dataplane>(
             node.bring_up(name).await?;
         }
         Mode::VhostUser => sockets::prepare(plan, ifname)?,
-        // The dataplane makes the tap, and the kernel made the function.
-        Mode::Tap | Mode::Sriov => {}
+        Mode::Sriov => {
+            if let Some(function) = &plan.wiring.function {
+                with.functions.hand_over(function, &namespace, ifname, plan.mtu.into()).await?;
+            }
+        }
+        // The dataplane makes it.
+        Mode::Tap => {}
     }
     faults.pass(FaultPoint::Linked);
-    dataplane.put(record.objects()).await?;
+    let objects = record.objects();
+    if !objects.is_empty() {
+        with.dataplane.put(objects).await?;
+    }
     faults.pass(FaultPoint::Live);
     if plan.wiring.mode == Mode::Tap {
         node.move_to(&plan.wiring.interface, namespace.descriptor(), ifname).await?;
     }
     let routes = set_up_inside(&namespace, plan, network, ifname.to_owned()).await?;
     sockets::describe(plan)?;
+    let result = plan.result(attach, network, routes);
+    shared::describe(plan, attach, &result)?;
     faults.pass(FaultPoint::Configured);
-    Ok(plan.result(attach, network, routes))
+    Ok(result)
 }
 
 /// Gives the container's interface its addresses and routes; the routes.
@@ -164,7 +183,7 @@ async fn set_up_inside(
     let (plan, network) = (plan.clone(), network.clone());
     let act = async move |links: Links| {
         // A socket of shared memory has its own stack behind it; the kernel only shows that the interface is there.
-        let is_placeholder = plan.wiring.mode == Mode::VhostUser;
+        let is_placeholder = plan.wiring.is_placeheld();
         if is_placeholder {
             links.make_placeholder(&ifname, plan.mac.0, plan.mtu.into()).await?;
         }
@@ -179,7 +198,9 @@ async fn set_up_inside(
         if is_placeholder {
             return Ok(Vec::new());
         }
-        let routes = if plan.routes.is_empty() {
+        // The gateways of the dataplane's networks are not beyond a card.
+        let is_ours = plan.endpoint.is_some();
+        let routes = if plan.routes.is_empty() && is_ours {
             let (four, six) = (links.has_default(true).await?, links.has_default(false).await?);
             plan.usual_routes(&network, |ipv4| if ipv4 { four } else { six })
         } else {
@@ -225,6 +246,7 @@ pub(super) async fn bring_back(record: &Record) -> Result<(), Failure> {
 pub(super) async fn undo<D: Dataplane>(
     record: &Record,
     dataplane: &D,
+    functions: &Functions,
     faults: FaultPoints,
 ) -> Result<(), Failure> {
     let keys = record.object_keys();
@@ -241,8 +263,14 @@ pub(super) async fn undo<D: Dataplane>(
     if wiring.mode == Mode::Veth {
         Links::here()?.remove(&wiring.interface).await?;
     }
-    if wiring.mode == Mode::VhostUser {
+    if wiring.is_placeheld() {
         remove_placeholder(record).await?;
+    }
+    if let Some(function) = &wiring.function {
+        functions.take_back(function, &record.netns, &id.ifname).await?;
+    }
+    if let Some(volume) = &wiring.shared {
+        shared::remove(volume, id)?;
     }
     sockets::remove(wiring, &id.container_id, &id.ifname)?;
     faults.pass(FaultPoint::Unlinked);
@@ -253,7 +281,7 @@ pub(super) async fn undo<D: Dataplane>(
 async fn remove_placeholder(record: &Record) -> Result<(), Failure> {
     let Ok(namespace) = Namespace::open(&record.netns) else { return Ok(()) };
     let ifname = record.key.id.ifname.clone();
-    let mac = record.endpoint.as_ref().map(|endpoint| endpoint.mac.get().0.to_vec());
+    let mac = record.mac().map(|mac| mac.to_vec());
     let act = async move |links: Links| {
         // Another container may have the path by now, and an interface of the same name.
         if links.find(&ifname).await?.map(|seen| seen.mac) == mac {

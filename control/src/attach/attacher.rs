@@ -1,5 +1,7 @@
 //! The verbs of the CNI, as the agent carries them out.
 
+mod functions;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
@@ -7,19 +9,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use penstock_api::model::Object;
-use penstock_cni::config::{Config, PodName};
+use penstock_cni::config::{Config, Mode, PodName};
 use penstock_cni::environment::AttachmentId;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::{Answer, Attach, Detach, Done, Request};
 use penstock_cni::result::{AddResult, IpConfig};
 
-use super::actions::{FaultPoint, FaultPoints, bring_back, make, undo};
+use self::functions::Planned;
+use super::actions::{FaultPoint, FaultPoints, Means, bring_back, make, undo};
 use super::check::check;
 use super::dataplane::{Dataplane, DataplaneError};
+use super::keepsakes::{Keepsakes, comes_again};
 use super::ledger::{Ledger, LedgerError};
 use super::netns::Namespace;
-use super::plan::{Folders, Plan, PodFacts, endpoint_name, requested};
+use super::plan::{Folders, Plan, PodFacts, endpoint_name, mode, requested};
 use super::record::{Holding, Pod, Record, RecordKey};
+use super::sriov::Functions;
 use crate::ipam::{Book, Granted, IpamFault, RangeFault, RangeSet, Wanted};
 
 /// What the agent attaches pods with.
@@ -31,12 +36,16 @@ pub struct Settings {
     pub sockets: PathBuf,
     /// The folder below which the device plugin's devices have theirs.
     pub devices: PathBuf,
+    /// The kubelet's folder of pods, in which their volumes are.
+    pub kubelet_pods: PathBuf,
     /// The dataplane's network where a configuration names none.
     pub network: String,
     /// The ranges where a configuration names none: the node's pod CIDRs.
     pub ranges: Vec<RangeSet>,
     /// Addresses that no pod gets, e.g. the node's own in the network.
     pub reserved: Vec<IpAddr>,
+    /// The functions of network cards that containers can be handed.
+    pub functions: Functions,
     /// Where a test ends the process.
     pub faults: FaultPoints,
 }
@@ -71,10 +80,11 @@ impl Pods for NoPods {
     }
 }
 
-/// Records and the addresses in them, which never differ.
+/// Records and the addresses in them, which never differ, and what is remembered of addresses that pods had.
 struct Store {
     ledger: Ledger,
     book: Book,
+    kept: Keepsakes,
 }
 
 /// The room that attaches pods.
@@ -113,6 +123,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
     /// [`LedgerError`].
     pub fn open(settings: Settings, dataplane: D, pods: P) -> Result<Self, LedgerError> {
         let ledger = Ledger::open(&settings.records)?;
+        let kept = Keepsakes::open(&settings.records)?;
         let mut book = Book::default();
         for record in ledger.records() {
             for address in record.addresses() {
@@ -125,7 +136,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             dataplane,
             pods,
             settings,
-            store: Arc::new(Mutex::new(Store { ledger, book })),
+            store: Arc::new(Mutex::new(Store { ledger, book, kept })),
             turns: Mutex::default(),
         })
     }
@@ -231,7 +242,8 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
 
     /// Undoes a record and forgets it. The addresses are free only when nothing of the rest is left.
     async fn undo(&self, record: &Record) -> Result<(), Failure> {
-        undo(record, &self.dataplane, self.settings.faults).await?;
+        let settings = &self.settings;
+        undo(record, &self.dataplane, &settings.functions, settings.faults).await?;
         let (key, space) = (record.key.clone(), record.space.clone());
         let addresses: Vec<IpAddr> = record.addresses().collect();
         self.change(move |store| {
@@ -256,10 +268,28 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let requested = requested(&attach.config, facts)?;
         let reserved: Vec<IpAddr> = ground.reserved.iter().chain(gateways).copied().collect();
         let (space, holder) = (space.to_owned(), key.holder());
+        let pod = pod_of(attach).filter(|pod| attach.config.ipam.sticky && comes_again(pod));
         self.change(move |store| {
+            let preferred = pod.as_ref().map(|pod| store.kept.of(&space, pod)).unwrap_or_default();
+            let others = store.kept.of_others(&space, pod.as_ref()).into_iter();
+            let others = others.filter(|address| !requested.contains(address));
+            let spared: Vec<IpAddr> = others.chain(reserved.iter().copied()).collect();
             let wanted =
-                Wanted { ranges: &ranges, requested: &requested, preferred: &[], reserved: &reserved };
-            Ok(store.book.take(&space, &holder, &wanted)?)
+                Wanted { ranges: &ranges, requested: &requested, preferred: &preferred, reserved: &spared };
+            let granted = match store.book.take(&space, &holder, &wanted) {
+                // Rather one that another pod may come back for than none.
+                Err(IpamFault::Exhausted { .. }) => {
+                    store.book.take(&space, &holder, &Wanted { reserved: &reserved, ..wanted })
+                }
+                taken => taken,
+            }?;
+            if let Some(pod) = &pod {
+                let addresses: Vec<IpAddr> = granted.iter().map(|it| it.address.addr()).collect();
+                store.kept.put(&space, pod, addresses.clone()).inspect_err(|_| {
+                    addresses.iter().for_each(|it| store.book.give_back(&space, &holder, *it));
+                })?;
+            }
+            Ok(granted)
         })
         .await
     }
@@ -289,22 +319,43 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             Some(pod) => self.pods.facts(pod).await?,
             None => PodFacts::default(),
         };
+        let planned = match mode(&attach.config, &facts)? {
+            Mode::Sriov => self.plan_function(&attach, &key, &facts).await?,
+            _ => self.plan_endpoint(&attach, &key, pod.as_ref(), &facts).await?,
+        };
+        self.carry_out(planned, &attach, key, pod).await
+    }
+
+    /// Plans an endpoint of the dataplane; its addresses are reserved.
+    async fn plan_endpoint(
+        &self,
+        attach: &Attach,
+        key: &RecordKey,
+        pod: Option<&Pod>,
+        facts: &PodFacts,
+    ) -> Result<Planned, Failure> {
         let settings = &self.settings;
         let space = attach.config.network.clone().unwrap_or_else(|| settings.network.clone());
         let network = self.dataplane.network(&space).await?;
         let granted = match &attach.delegated {
             Some(_) => Vec::new(),
-            None => self.take(&attach, &key, &space, &facts, &network.gateways).await?,
+            None => self.take(attach, key, &space, facts, &network.gateways).await?,
         };
-        let folders = Folders { sockets: &settings.sockets, devices: &settings.devices };
-        let plan = Plan::new(&attach, &key, pod.as_ref(), &facts, &network, &granted, &folders);
-        let plan = match plan {
-            Ok(plan) => plan,
+        let folders =
+            Folders { sockets: &settings.sockets, devices: &settings.devices, pods: &settings.kubelet_pods };
+        match Plan::new(attach, key, pod, facts, &network, &granted, &folders) {
+            Ok(plan) => Ok(Planned { plan, network, space, granted, turn: None }),
             Err(failure) => {
-                self.give_back(&space, &key, &granted).await;
-                return Err(failure);
+                self.give_back(&space, key, &granted).await;
+                Err(failure)
             }
-        };
+        }
+    }
+
+    /// Writes down what is planned, does it, and undoes it when it fails.
+    async fn carry_out(&self, planned: Planned, attach: &Attach, key: RecordKey, pod: Option<Pod>) -> Answer {
+        let Planned { plan, network, space, granted, turn: _turn } = planned;
+        let settings = &self.settings;
         let record = Record {
             key,
             space,
@@ -313,14 +364,16 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             pod,
             delegated: attach.raw.clone(),
             wiring: Some(plan.wiring.clone()),
-            endpoint: Some(plan.endpoint.clone()),
+            endpoint: plan.endpoint.clone(),
             services: plan.services.clone(),
             backends: plan.backends.clone(),
             result: None,
         };
         self.keep(record.clone()).await?;
         settings.faults.pass(FaultPoint::Begun);
-        let made = make(&plan, &attach, &network, &record, &self.dataplane, settings.faults).await;
+        let with =
+            Means { dataplane: &self.dataplane, functions: &settings.functions, faults: settings.faults };
+        let made = make(&plan, attach, &network, &record, &with).await;
         let kept = match made {
             Ok(result) => {
                 self.keep(Record { result: Some(result.clone()), ..record.clone() }).await.map(|()| result)
@@ -437,7 +490,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             let msg = format!("{} is not attached to {}", key.id, key.network);
             return Err(Failure::new(Code::UnknownContainer, msg));
         };
-        check(&attach, &record, &self.dataplane).await.map(|()| Done::default())
+        check(&attach, &record, &self.dataplane, &self.settings.functions).await.map(|()| Done::default())
     }
 
     fn check_lease(&self, detach: Detach) -> Answer {

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_cni::config::Mode;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::Attach;
 use penstock_cni::result::AddResult;
@@ -11,6 +10,7 @@ use penstock_cni::result::AddResult;
 use super::dataplane::Dataplane;
 use super::netns::{Links, Namespace, Seen};
 use super::record::Record;
+use super::sriov::Functions;
 
 fn differs(msg: impl Into<String>) -> Failure {
     Failure::new(Code::Differs, msg)
@@ -21,8 +21,9 @@ pub(super) async fn check<D: Dataplane>(
     attach: &Attach,
     record: &Record,
     dataplane: &D,
+    functions: &Functions,
 ) -> Result<(), Failure> {
-    let (Some(result), Some(endpoint)) = (&record.result, &record.endpoint) else {
+    let (Some(result), Some(wiring), Some(mac)) = (&record.result, &record.wiring, record.mac()) else {
         return Err(differs(format!("{} was never attached whole", record.key.id)));
     };
     if let Some(said) = &attach.config.prev_result {
@@ -31,8 +32,12 @@ pub(super) async fn check<D: Dataplane>(
     let namespace = Namespace::open(&attach.netns)?;
     let ifname = attach.id.ifname.clone();
     let inside = namespace.within(async move |links| Inside::see(&links, &ifname).await).await?;
-    let is_placeholder = record.wiring.as_ref().is_some_and(|it| it.mode == Mode::VhostUser);
-    inside.holds(result, &attach.id.ifname, &endpoint.mac.get().0, !is_placeholder)?;
+    let is_placeholder = wiring.is_placeheld();
+    inside.holds(result, &attach.id.ifname, &mac, !is_placeholder)?;
+    if let Some(function) = &wiring.function {
+        functions.check(function).await?;
+    }
+    let Some(endpoint) = &record.endpoint else { return Ok(()) };
     let (ports, is_as_put) = dataplane.inspect(&endpoint.name, &record.objects()).await?;
     if !is_as_put {
         let msg = format!("the dataplane does not have endpoint \"{}\" as it was attached", endpoint.name);

@@ -53,6 +53,14 @@ pub enum LinkError {
         /// Its name.
         interface: String,
     },
+    /// A card has no such function.
+    #[error("{card} has no function {number}; see how many it has with `ip link show {card}`")]
+    NoFunction {
+        /// The card's interface.
+        card: String,
+        /// The function's number.
+        number: u32,
+    },
     /// The interface is not there.
     #[error("there is no interface {interface}")]
     Missing {
@@ -74,7 +82,7 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    fn of(what: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
+    pub(super) fn of(what: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> Self {
         move |source| {
             let interface = interface.to_owned();
             match errno(&source) {
@@ -155,7 +163,7 @@ where
 /// Netlink in one namespace.
 #[derive(Debug, Clone)]
 pub struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 /// What is seen of an interface.
@@ -169,6 +177,8 @@ pub struct Seen {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// The device that it belongs to, a PCI address for instance, where the kernel says it.
+    pub parent: Option<String>,
 }
 
 /// A pair of virtual Ethernet interfaces to make.
@@ -260,6 +270,41 @@ impl Links {
         let seen = self.expect(name).await?;
         let message = LinkUnspec::new_with_index(seen.index).name(as_name).setns_by_fd(namespace);
         self.handle.link().set(message.build()).execute().await.map_err(LinkError::of("move", name))
+    }
+
+    /// Gives an interface another name; it is set down for that.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn rename(&self, name: &str, to: &str) -> Result<(), LinkError> {
+        let index = self.expect(name).await?.index;
+        let down = LinkUnspec::new_with_index(index).down().build();
+        self.handle.link().set(down).execute().await.map_err(LinkError::of("set down", name))?;
+        let message = LinkUnspec::new_with_index(index).name(to).build();
+        self.handle.link().set(message).execute().await.map_err(LinkError::of("rename", name))
+    }
+
+    /// Gives an interface another Ethernet address and MTU where those that it has are others.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn configure(
+        &self,
+        name: &str,
+        (mac_now, mtu_now): ([u8; 6], u32),
+        (mac, mtu): ([u8; 6], u32),
+    ) -> Result<(), LinkError> {
+        let index = self.expect(name).await?.index;
+        if mac_now != mac {
+            let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).build();
+            let set = self.handle.link().set(message).execute().await;
+            set.map_err(LinkError::of("give an Ethernet address to", name))?;
+        }
+        if mtu_now != mtu {
+            let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+            self.handle.link().set(message).execute().await.map_err(LinkError::of("set the MTU of", name))?;
+        }
+        Ok(())
     }
 
     /// Looks for an interface.
@@ -421,11 +466,13 @@ fn seen(message: &LinkMessage) -> Seen {
         mac: Vec::new(),
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        parent: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(address) => seen.mac.clone_from(address),
             LinkAttribute::Mtu(mtu) => seen.mtu = *mtu,
+            LinkAttribute::ParentDevName(name) => seen.parent = Some(name.clone()),
             _ => {}
         }
     }

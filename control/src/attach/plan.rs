@@ -9,6 +9,7 @@ use penstock_api::model::{
     ServicePort, ServiceProtocol, SocketPath, SocketRole, TrafficPolicy, UnicastMac, XdpMode,
 };
 use penstock_cni::config::{Config, Mode, Role};
+use penstock_cni::environment::is_name;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::Attach;
 use penstock_cni::result::{AddResult, Dns, Interface, IpConfig, Route};
@@ -16,6 +17,7 @@ use penstock_wire::MacAddr;
 
 use super::dataplane::NetworkFacts;
 use super::record::{Pod, RecordKey, Wiring};
+use super::shared;
 use crate::ipam::Granted;
 
 /// The longest name of a socket's folder that leaves room for the socket.
@@ -36,14 +38,16 @@ pub struct Plan {
     pub addresses: Vec<IpNet>,
     /// Routes that were asked for; the usual ones when empty.
     pub routes: Vec<Route>,
-    /// What the dataplane is told of it.
-    pub endpoint: Endpoint,
+    /// What the dataplane is told of it; nothing where it has no part.
+    pub endpoint: Option<Endpoint>,
     /// Ports of the node that lead to it.
     pub services: Vec<Service>,
     /// The backends of these.
     pub backends: Vec<Backends>,
     /// The vhost-user socket.
     pub socket: Option<SocketPath>,
+    /// Whether its folder was mounted in the pod before: then it is there, or it is of no use.
+    pub is_device: bool,
 }
 
 /// What annotations of the pod change.
@@ -155,7 +159,7 @@ pub(super) fn short(container_id: &str) -> &str {
 }
 
 /// A locally administered unicast address that follows from the key.
-fn derived_mac(key: &RecordKey) -> MacAddr {
+pub(super) fn derived_mac(key: &RecordKey) -> MacAddr {
     let [_, _, _, a, b, c, d, e] = key.number().to_be_bytes();
     MacAddr([0x02, a, b, c, d, e])
 }
@@ -234,6 +238,8 @@ pub struct Folders<'a> {
     pub sockets: &'a Path,
     /// Of the device plugin: one folder a device.
     pub devices: &'a Path,
+    /// The kubelet's: one folder a pod, in which its volumes are.
+    pub pods: &'a Path,
 }
 
 impl Plan {
@@ -261,10 +267,11 @@ impl Plan {
             interface: String::new(),
             folder: None,
             owns_folder: false,
+            shared: None,
             files: config.runtime_config.device_info_file.iter().cloned().collect(),
             function: None,
         };
-        let mut socket = None;
+        let (mut socket, mut is_device) = (None, false);
         let attachment = match mode {
             Mode::Veth | Mode::Tap => {
                 wiring.interface = node_interface(key);
@@ -277,9 +284,11 @@ impl Plan {
                 }
             }
             Mode::VhostUser => {
-                let (folder, owns) = socket_folder(config, key, folders);
+                let (folder, owns);
+                (folder, owns, is_device) = socket_folder(config, key, folders)?;
                 let path = socket_path(&folder, key)?;
                 socket = Some(path.clone());
+                wiring.shared = shared::volume(folders.pods, pod).filter(|_| owns);
                 (wiring.folder, wiring.owns_folder) = (Some(folder), owns);
                 Attachment::VhostUser {
                     socket: path,
@@ -292,8 +301,8 @@ impl Plan {
                 }
             }
             Mode::Sriov => {
-                let msg = "interface is \"sriov\", which this agent cannot attach yet; choose veth, vhost-user or tap";
-                return Err(Failure::new(Code::UnsupportedField, msg));
+                let msg = "a function of a card is no endpoint of the dataplane, and was planned for as one";
+                return Err(Failure::new(Code::Internal, msg));
             }
         };
         if addresses.is_empty() {
@@ -317,7 +326,20 @@ impl Plan {
             limits: limits(config, facts)?,
         };
         let (services, backends) = host_ports(config, &endpoint)?;
-        Ok(Self { wiring, mac, mtu, queues, addresses, routes, endpoint, services, backends, socket })
+        let endpoint = Some(endpoint);
+        Ok(Self {
+            wiring,
+            mac,
+            mtu,
+            queues,
+            addresses,
+            routes,
+            endpoint,
+            services,
+            backends,
+            socket,
+            is_device,
+        })
     }
 
     /// The default routes by the network's gateways for the families that have none, else routes to the network.
@@ -373,7 +395,7 @@ impl Plan {
             mtu: Some(self.mtu.into()),
             sandbox: Some(attach.netns.display().to_string()),
             socket_path: self.socket.as_ref().map(|it| it.as_str().to_owned()),
-            pci_id: None,
+            pci_id: self.wiring.function.as_ref().map(|it| it.address.clone()),
         });
         let place = interfaces.len() - 1;
         let ips = self.addresses.iter().map(|address| IpConfig {
@@ -401,17 +423,25 @@ fn dns(config: &Config) -> Dns {
     }
 }
 
-/// The folder of a vhost-user socket, and whether it is made for this attachment alone.
-fn socket_folder(config: &Config, key: &RecordKey, folders: &Folders<'_>) -> (PathBuf, bool) {
-    let device =
-        config.runtime_config.device_id.as_deref().filter(|it| penstock_cni::environment::is_name(it));
-    match (&config.vhost_user.directory, device) {
-        (Some(folder), _) => (folder.clone(), false),
-        (None, Some(device)) => (folders.devices.join(device), false),
-        (None, None) => {
-            (folders.sockets.join(format!("{}-{}", short(&key.id.container_id), key.id.ifname)), true)
+/// The folder of a vhost-user socket, whether it is made for this attachment alone, and whether it is a device's.
+fn socket_folder(
+    config: &Config,
+    key: &RecordKey,
+    folders: &Folders<'_>,
+) -> Result<(PathBuf, bool, bool), Failure> {
+    Ok(match (&config.vhost_user.directory, config.device()) {
+        (Some(folder), _) => (folder.clone(), false, false),
+        (None, Some(device)) if is_name(device) => (folders.devices.join(device), false, true),
+        (None, Some(device)) => {
+            return Err(wrong(format!(
+                "deviceID is {device:?}, and devices of penstock.dev/vhost-user are called vhost-user-0 and so on; does the network name another resource?"
+            )));
         }
-    }
+        (None, None) => {
+            let own = format!("{}-{}", short(&key.id.container_id), key.id.ifname);
+            (folders.sockets.join(own), true, false)
+        }
+    })
 }
 
 fn socket_path(folder: &Path, key: &RecordKey) -> Result<SocketPath, Failure> {
@@ -488,3 +518,6 @@ fn host_ports(config: &Config, endpoint: &Endpoint) -> Result<(Vec<Service>, Vec
     }
     Ok((services, backends))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use penstock_cni::protocol::Given;
 use penstock_cni::result::AddResult;
 use serde::{Deserialize, Serialize};
 
+use super::sriov::Handed;
 use crate::ipam::Granted;
 
 /// What somebody holds.
@@ -86,12 +87,22 @@ pub struct Wiring {
     /// Whether the folder is ours to remove.
     #[serde(default)]
     pub owns_folder: bool,
+    /// The volume of the pod that the folder stands for, under a name that is short enough for sockets.
+    #[serde(default)]
+    pub shared: Option<PathBuf>,
     /// Files that were written and links that were made, other than in that folder.
     #[serde(default)]
     pub files: Vec<PathBuf>,
-    /// The PCI address of the function that was handed over.
+    /// The function of a network card that was handed over.
     #[serde(default)]
-    pub function: Option<String>,
+    pub function: Option<Handed>,
+}
+
+impl Wiring {
+    /// Whether the container's interface only stands for one that the kernel has no part in.
+    pub fn is_placeheld(&self) -> bool {
+        self.mode == Mode::VhostUser || self.function.as_ref().is_some_and(|it| it.interface.is_none())
+    }
 }
 
 /// What is remembered of an attachment or a lease.
@@ -146,6 +157,15 @@ impl Record {
     /// The keys of [`Record::objects`].
     pub fn object_keys(&self) -> Vec<Key> {
         self.objects().iter().map(Object::key).collect()
+    }
+
+    /// The Ethernet address of the container's interface; none of a lease.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        match (&self.endpoint, &self.wiring) {
+            (Some(endpoint), _) => Some(endpoint.mac.get().0),
+            (None, Some(wiring)) => wiring.function.as_ref().map(|it| it.mac),
+            (None, None) => None,
+        }
     }
 
     /// The addresses that are taken back when it goes.

@@ -39,11 +39,17 @@ impl SocketFolders {
     fn make(&self, folder: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.parent)?;
         match fs::DirBuilder::new().create(folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            Err(_) if fs::symlink_metadata(folder)?.is_dir() => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o777)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
+        let seen = fs::symlink_metadata(folder)?;
+        if !seen.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        if seen.permissions().mode() & 0o777 == 0o777 {
+            return Ok(());
+        }
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777))
     }
 }
 
@@ -117,7 +123,8 @@ mod tests {
         let kept = root.path().join("kept");
         fs::create_dir_all(&kept).unwrap();
         fs::write(kept.join("file"), "").unwrap();
-        fs::create_dir_all(parent.join("vhost-user-1/below")).unwrap();
+        pool.devices(&Outside::default());
+        fs::create_dir(parent.join("vhost-user-1/below")).unwrap();
         std::os::unix::fs::symlink(&kept, parent.join("vhost-user-1/elsewhere")).unwrap();
         let grant = pool.allocate(&ids(&["vhost-user-1", "vhost-user-0"])).unwrap();
         assert_eq!(grant.folders, [parent.join("vhost-user-1"), parent.join("vhost-user-0")]);

@@ -128,7 +128,7 @@ impl Post {
         let own = FileIdentity::of(&path);
         let service = Service { pool: Arc::clone(&self.pool), devices: self.devices.subscribe() };
         let server = Server::builder().add_service(DevicePluginServer::new(service));
-        // Ends with this call, the kubelet's watches included.
+        // Listens as long as this call lasts; what is connected goes on until the kubelet lets go of it.
         let mut serving = JoinSet::new();
         serving.spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         let mut look = interval(LOOK);

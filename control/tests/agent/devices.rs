@@ -11,6 +11,7 @@ use penstock_control::deviceplugin::proto::device_plugin_client::DevicePluginCli
 use penstock_control::deviceplugin::proto::registration_server::{Registration, RegistrationServer};
 use penstock_control::deviceplugin::proto::*;
 use penstock_control::deviceplugin::{Offer, run};
+use penstock_control::sysfs::Sysfs;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -139,6 +140,8 @@ impl Ground {
             dataplane: self.dataplane.clone(),
             devices: self.folder.path().join("devices"),
             vhost_user: 3,
+            functions: Vec::new(),
+            sysfs: Sysfs::default(),
             grace: Duration::from_millis(200),
         }
     }
@@ -244,5 +247,35 @@ async fn devices_are_as_healthy_as_the_dataplane() {
     // All of it was told to one and the same watch.
     assert_eq!(kubelet.known(SOCKETS).registered, 1);
     assert_eq!(kubelet.known(SOCKETS).lists, 5);
+    offered.abort();
+}
+
+#[tokio::test]
+async fn functions_of_cards_are_a_resource_for_each_pool() {
+    let ground = Ground::new();
+    let sys = ground.folder.path().join("sys");
+    let functions = ["0000:3b:02.0", "0000:3b:02.1", "0000:3b:02.2"];
+    let card = sys.join("class/net/ens1/device");
+    fs::create_dir_all(&card).unwrap();
+    for (number, address) in functions.iter().enumerate() {
+        let function = sys.join("bus/pci/devices").join(address);
+        fs::create_dir_all(&function).unwrap();
+        std::os::unix::fs::symlink(function, card.join(format!("virtfn{number}"))).unwrap();
+    }
+    let pools = ["slow=ens1:0", "fast=ens1:1-7"].map(|pool| pool.parse().unwrap());
+    let sysfs = Sysfs::at(&sys);
+    let offer = Offer { vhost_user: 0, functions: pools.to_vec(), sysfs, ..ground.offer() };
+    let kubelet = Kubelet::start(&ground.kubelet());
+    let offered = tokio::spawn(run(offer));
+    wait_until("two of them are fast", || kubelet.healthy("penstock.dev/sriov-fast") == 2).await;
+    wait_until("one is slow", || kubelet.healthy("penstock.dev/sriov-slow") == 1).await;
+    assert_eq!(kubelet.known(SOCKETS).registered, 0);
+    let devices_ids = vec![functions[2].to_owned()];
+    let request = AllocateRequest { container_requests: vec![ContainerAllocateRequest { devices_ids }] };
+    let mut fast = kubelet.plugin("penstock-sriov-fast.sock").await;
+    let granted = fast.allocate(request.clone()).await.unwrap().into_inner();
+    assert_eq!(granted.container_responses[0].envs["PCIDEVICE_PENSTOCK_DEV_SRIOV_FAST"], functions[2]);
+    let mut slow = kubelet.plugin("penstock-sriov-slow.sock").await;
+    assert_eq!(slow.allocate(request).await.unwrap_err().code(), Code::NotFound);
     offered.abort();
 }

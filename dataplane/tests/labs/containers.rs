@@ -58,12 +58,13 @@ impl<'a> Runtime<'a> {
         self.attacher = None;
         let (node, socket) = (self.node, self.socket());
         let line = format!(
-            "{} --cni-socket {} --records {} --sockets {} --devices {} --reserve {} --reserve {} {flags}",
+            "{} --cni-socket {} --records {} --sockets {} --devices {} --kubelet-pods {} --reserve {} --reserve {} {flags}",
             self.server(),
             socket.display(),
             self.folder("records").display(),
             self.folder("sockets").display(),
             self.folder("devices").display(),
+            self.folder("pods").display(),
             v4(node, 254),
             v6(node, 254),
         );

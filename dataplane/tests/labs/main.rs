@@ -6,6 +6,7 @@ mod accelerated;
 mod api_server;
 mod attach;
 mod attach_agent;
+mod attach_asked;
 mod attach_chains;
 mod attach_many;
 mod beyond;
