@@ -348,6 +348,11 @@ fn the_cluster_is_told_what_is_honoured_and_what_is_not() {
 fn load_balancers_have_addresses_that_answer() {
     let cluster = Cluster::up();
     for i in 1..=2 {
+        // Without it the kernel answers for no address but its own, as an agent's log would say.
+        cluster
+            .lab
+            .node(i)
+            .run("sysctl -qw net.ipv4.conf.uplink.forwarding=1 net.ipv6.conf.uplink.forwarding=1");
         let ready = json!([{"type": "Ready", "status": "True"}]);
         cluster.server.apply_status(
             "/api/v1/nodes",
