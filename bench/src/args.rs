@@ -223,7 +223,7 @@ pub(crate) struct Compare {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
     /// Rounds of each row: ours, the peer, ours again
-    #[arg(long, value_name = "N", default_value_t = 7)]
+    #[arg(long, value_name = "N", default_value = "7", value_parser = rounds)]
     pub(crate) rounds: usize,
     /// Seconds of each turn
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
@@ -256,10 +256,10 @@ pub(crate) struct RoundTrip {
 #[derive(Debug, Args)]
 pub(crate) struct Micro {
     /// Prefixes of the tables
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1k,10k,100k", value_parser = profile::count)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1k,10k,100k", value_parser = prefixes)]
     pub(crate) prefixes: Vec<u32>,
     /// Rules of the policies
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100,1k,10k", value_parser = profile::count)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100,1k,10k", value_parser = rules)]
     pub(crate) rules: Vec<u32>,
     #[command(flatten)]
     pub(crate) output: Output,
@@ -320,6 +320,27 @@ pub(crate) struct Report {
     /// Put the table of comparisons between the lines `<!-- bench -->` and `<!-- /bench -->` of a Markdown file
     #[arg(long, value_name = "FILE")]
     pub(crate) embed: Option<PathBuf>,
+}
+
+/// A count from one to `most`.
+fn count_up_to(word: &str, most: u32) -> Result<u32, String> {
+    match profile::count(word) {
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        Ok(_) => Err(format!("`{word}` is out of range: write 1 to {}", profile::counted(most))),
+        Err(fault) => Err(fault.to_string()),
+    }
+}
+
+fn prefixes(word: &str) -> Result<u32, String> {
+    count_up_to(word, 1_000_000)
+}
+
+fn rules(word: &str) -> Result<u32, String> {
+    count_up_to(word, 100_000)
+}
+
+fn rounds(word: &str) -> Result<usize, String> {
+    count_up_to(word, 1_000).map(|count| count as usize)
 }
 
 fn goal(word: &str) -> Result<(String, f64), String> {

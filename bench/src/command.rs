@@ -136,7 +136,8 @@ fn rate(flag: &'static str, value: f64) -> Result<f64, CommandError> {
 /// Refuses a figure below its threshold.
 fn gate(what: &str, figure: f64, threshold: Option<f64>, unit: &'static str) -> Result<(), CommandError> {
     match threshold {
-        Some(threshold) if figure < threshold => {
+        // What is no number is never reached.
+        Some(threshold) if figure < threshold || threshold.is_nan() => {
             Err(CommandError::BelowThreshold { what: what.to_owned(), figure, threshold, unit })
         }
         _ => Ok(()),

@@ -94,9 +94,14 @@ pub(crate) fn rows(choice: PeerChoice) -> Vec<Row> {
         ("l3", "L3 forward", Path::L3, ovs::Work::Forward),
         ("vxlan", "VXLAN", Path::VxlanEncap, ovs::Work::Vxlan),
         ("geneve", "Geneve", Path::GeneveEncap, ovs::Work::Geneve),
-        ("stateful-vxlan", "connections, policy, VXLAN", Path::StatefulVxlan, ovs::Work::TrackedVxlan),
-        ("snat", "connections, policy, source NAT", Path::Snat, ovs::Work::SourceNat),
-        ("service", "connections, policy, service", Path::Service, ovs::Work::DestinationNat),
+        (
+            "stateful-vxlan",
+            "connections (ours with policy), VXLAN",
+            Path::StatefulVxlan,
+            ovs::Work::TrackedVxlan,
+        ),
+        ("snat", "connections (ours with policy), source NAT", Path::Snat, ovs::Work::SourceNat),
+        ("service", "connections (ours with policy), service", Path::Service, ovs::Work::DestinationNat),
     ] {
         for flows in [1_000, 100_000] {
             add(
@@ -168,7 +173,7 @@ impl Row {
         say("setting up");
         let Pair { mut ours, mut theirs, who, note, unloaded } = self.set_up()?;
         let [ours_is, peer_is] = who;
-        let (mut all, mut steal, mut repeated) = (Vec::with_capacity(rounds), 0.0f64, 0);
+        let (mut all, mut steal, mut repeated, mut unsound) = (Vec::with_capacity(rounds), 0.0f64, 0, 0);
         for number in 1..=rounds {
             let (round, validity) = guarded(|_: &Calibration| {
                 say(&format!("round {number}: ours"));
@@ -180,14 +185,14 @@ impl Row {
             })?;
             steal = steal.max(validity.steal);
             repeated += validity.repeated;
+            unsound += u32::from(!validity.sound);
             all.push(round);
         }
         let limit = (unloaded.get() > rounds)
             .then(|| "the generator was the limit in more than a third of the turns".to_owned());
-        let note = match (note, limit) {
-            (Some(note), Some(limit)) => Some(format!("{note}; {limit}")),
-            (note, limit) => note.or(limit),
-        };
+        let stolen = (unsound > 0).then(|| format!("{unsound} rounds are not sound: too much was stolen"));
+        let notes: Vec<String> = [note, limit, stolen].into_iter().flatten().collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
         Ok(Compared {
             row: self.key.clone(),
             title: self.title.clone(),

@@ -32,8 +32,6 @@ use crate::validity::{Calibration, guarded};
 const NEAR: usize = 0;
 const MACHINE: usize = 1;
 const FAR: usize = 2;
-/// Huge pages that a guest needs.
-const GUEST_PAGES: u64 = 128;
 /// How long nothing may move until nothing is on its way.
 const QUIET: Duration = Duration::from_millis(120);
 /// What the queue in front of our port, and the one behind it, had no room for, is lost under these reasons.
@@ -114,13 +112,13 @@ impl LiveTrial {
         }
         let ends = ends(&profile);
         let has_guest = ends.iter().any(|end| end.is_guest());
-        crate::peers::check(if has_guest { GUEST_PAGES } else { 0 })?;
         let traffic = traffic(&profile)?;
+        let packets = traffic.order.len() as u64;
+        crate::peers::check(if has_guest { vhost::memory(packets).div_ceil(2) } else { 0 })?;
         let lab = Lab::new(&["near", "dut", "far"])?;
         let frames = lab.path("frames.pcap");
         traffic.write(&frames).map_err(|source| PeerError::File { path: frames.clone(), source })?;
         let bytes: usize = traffic.order.iter().map(|&number| traffic.frames[number as usize].len()).sum();
-        let packets = traffic.order.len() as u64;
         wire(&lab, ends, profile.ipv6)?;
         let forwarder = match profile.path {
             Path::Forward => Forwarder::Ports(ports_alone(&lab, profile.ports)?),

@@ -29,7 +29,12 @@ impl Progress {
         self.0.inc(1);
     }
 
-    /// Prints a line above the bar.
+    /// Prints what was found, above the bar.
+    pub(crate) fn print(&self, text: &str) {
+        self.0.suspend(|| println!("{text}"));
+    }
+
+    /// Says what went wrong, above the bar.
     pub(crate) fn line(&self, text: &str) {
         self.0.suspend(|| eprintln!("{text}"));
     }

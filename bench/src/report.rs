@@ -38,5 +38,12 @@ fn short(peer: &str) -> &str {
 
 /// A rate: millions of packets a second.
 fn mpps(rate: f64) -> String {
-    if rate < 1e6 { format!("{:.3}", rate / 1e6) } else { format!("{:.2}", rate / 1e6) }
+    let digits = if rate < 1e4 {
+        6
+    } else if rate < 1e6 {
+        3
+    } else {
+        2
+    };
+    format!("{:.digits$}", rate / 1e6)
 }

@@ -151,6 +151,10 @@ impl Trial {
     /// # Errors
     /// When there is no such traffic or no such CPU.
     pub fn new(profile: Profile) -> Result<Trial, TrialError> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        if usize::from(profile.workers) > cpus {
+            return Err(TrialError::Pin(usize::from(profile.workers) - 1));
+        }
         let made = |number: u16| on_cpu(cpu_of(number), || Subject::new(&profile));
         let subjects =
             (0..profile.workers).map(|number| Ok(made(number)??)).collect::<Result<_, TrialError>>()?;

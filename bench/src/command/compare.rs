@@ -49,7 +49,7 @@ pub(super) fn compare(arguments: &Compare) -> Result<(), CommandError> {
         match outcome {
             Ok(compared) => {
                 if arguments.output.prints_text() {
-                    progress.line(&describe(&compared));
+                    progress.print(&describe(&compared));
                 }
                 document.comparisons.push(compared);
             }

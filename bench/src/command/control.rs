@@ -19,7 +19,7 @@ pub(super) fn control(arguments: &Control) -> Result<(), CommandError> {
             let changed = measure(cluster, kind, arguments.changes.max(1))?;
             progress.step();
             if arguments.output.prints_text() {
-                progress.line(&describe(&changed));
+                progress.print(&describe(&changed));
             }
             document.changes.push(changed);
         }

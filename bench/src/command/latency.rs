@@ -40,7 +40,7 @@ pub(super) fn latency(arguments: &Arguments) -> Result<(), CommandError> {
                 max: latencies.max(),
             };
             if arguments.output.prints_text() {
-                progress.line(&describe(&latency));
+                progress.print(&describe(&latency));
             }
             document.latencies.push(latency);
         }

@@ -23,7 +23,8 @@ pub(super) fn micro(arguments: &Micro) -> Result<(), CommandError> {
         progress.step();
         for lookup in lookups {
             if arguments.output.prints_text() {
-                progress.line(&format!("{}: {} {:.1} cycles", lookup.title, lookup.contender, lookup.cycles));
+                progress
+                    .print(&format!("{}: {} {:.1} cycles", lookup.title, lookup.contender, lookup.cycles));
             }
             document.lookups.push(lookup);
         }

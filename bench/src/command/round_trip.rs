@@ -35,7 +35,7 @@ pub(super) fn round_trip(arguments: &RoundTrip) -> Result<(), CommandError> {
             max: trips.max,
         };
         if arguments.output.prints_text() {
-            progress.line(&super::latency::describe(&latency));
+            progress.print(&super::latency::describe(&latency));
         }
         document.latencies.push(latency);
     }

@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Run) -> Result<(), CommandError> {
         progress.step();
         let text = describe(&profile.title(), &outcome);
         if arguments.output.prints_text() {
-            progress.line(&text);
+            progress.print(&text);
         }
         if lowest.as_ref().is_none_or(|(_, mpps)| outcome.mpps < *mpps) {
             lowest = Some((profile.title(), outcome.mpps));

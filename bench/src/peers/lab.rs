@@ -1,8 +1,9 @@
 //! Namespaces, programs and files of a trial, which go when their owner goes, also on failure.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -109,7 +110,9 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder)
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
             .map_err(|source| PeerError::File { path: folder.clone(), source })?;
         let own = std::process::id();
         let namespaces = names.iter().map(|name| format!("{PREFIX}{own}-{number}-{name}")).collect();

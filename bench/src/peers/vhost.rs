@@ -96,6 +96,15 @@ impl Guest {
     }
 }
 
+/// Buffers of a guest besides those of the frames that it sends over and over.
+const BUFFERS: u64 = 16_384;
+
+/// MiB of huge pages that a guest of [`one_way`] takes with so many frames: a buffer with its header is less than 2.5 KiB.
+#[must_use]
+pub fn memory(frames: u64) -> u64 {
+    64 + (BUFFERS + frames) * 5 / 2048
+}
+
 /// A guest that sends the frames of a capture, read into memory once, from a port at one socket, over and over, and that
 /// takes what comes at another; either of the two, or both. `from` is (capture, frames in it, socket).
 ///
@@ -113,7 +122,7 @@ pub fn one_way(
             MACS[number]
         )
     };
-    let (mut devices, mut ports, mut buffers) = (String::new(), 0, 16_384);
+    let (mut devices, mut ports, mut buffers) = (String::new(), 0, BUFFERS);
     if let Some((capture, frames, socket)) = from {
         devices +=
             &format!(" --vdev=net_pcap0,rx_pcap={},infinite_rx=1{}", capture.display(), port(0, socket));
@@ -125,8 +134,7 @@ pub fn one_way(
         devices += &format!("{} --vdev=net_null0,no-rx=1", port(1, socket));
         ports += 2;
     }
-    // A buffer with its header takes less than 2.5 KiB.
-    let memory = 64 + buffers * 5 / 2048;
+    let memory = memory(buffers - BUFFERS);
     let devices = format!("{} -m {memory} --single-file-segments{devices}", guest_environment());
     let own =
         format!("--forward-mode=io --port-topology=paired --total-num-mbufs={buffers} --txd=1024 --rxd=1024");

@@ -13,8 +13,11 @@ const END: &str = "<!-- /bench -->";
 /// The table of comparisons, with when, where and how it was measured.
 #[must_use]
 pub fn comparisons(document: &Document) -> String {
-    let mut text = String::from(
-        "| what both do | Penstock, Mpps | peer, Mpps | ratio (95 % interval) | noise | |\n|---|---:|---:|---:|---:|---|\n",
+    let rounds = document.comparisons.iter().map(|compared| compared.rounds.len()).max().unwrap_or(0);
+    // Of few rounds a resampled interval is from the least to the greatest.
+    let interval = if rounds < ENOUGH_ROUNDS { "least to greatest" } else { "95 % interval" };
+    let mut text = format!(
+        "| what both do | Penstock, Mpps | peer, Mpps | ratio ({interval}) | noise | |\n|---|---:|---:|---:|---:|---|\n"
     );
     let hertz = document.machine.calibration.ticks_per_second;
     for compared in &document.comparisons {
@@ -43,19 +46,40 @@ pub fn comparisons(document: &Document) -> String {
     let is_alone = document.command.lines().count() == 1;
     let took = if is_alone { format!(" in {:.0} s", document.seconds) } else { String::new() };
     let command = document.command.lines().find(|line| line.contains(" compare")).unwrap_or_default();
-    let rounds = document.comparisons.iter().map(|compared| compared.rounds.len()).max().unwrap_or(0);
     line(
         &mut text,
         format_args!(
             "\nMeasured {}{} on {}, by `{}`: medians of {rounds} rounds, each ours, the peer, ours again; cycles are \
-             of the time-stamp counter, a packet; noise is how far our two figures of a round are apart.",
+             of the time-stamp counter, a packet; a ratio is the median of the rounds' own; noise is how far our two figures of a round are apart.",
             document.machine.date(),
             took,
             document.machine.line(),
             command,
         ),
     );
+    notes(&mut text, document);
     text
+}
+
+/// Rounds from which on resampling says more than the least and the greatest.
+const ENOUGH_ROUNDS: usize = 6;
+
+/// What is to be known of rows, each note once.
+fn notes(text: &mut String, document: &Document) {
+    let mut rows: Vec<(&str, Vec<&str>)> = Vec::new();
+    for compared in &document.comparisons {
+        let Some(note) = &compared.note else { continue };
+        match rows.iter_mut().find(|(known, _)| known == note) {
+            Some((_, titles)) => titles.push(&compared.title),
+            None => rows.push((note, vec![&compared.title])),
+        }
+    }
+    if !rows.is_empty() {
+        text.push('\n');
+    }
+    for (note, titles) in rows {
+        line(text, format_args!("- {note}: {}.", titles.join("; ")));
+    }
 }
 
 fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
@@ -92,8 +116,7 @@ fn beside_peers(text: &mut String, document: &Document) {
     *text += &comparisons(document);
     line(text, format_args!("\nWho they were and how they were set:\n"));
     for compared in &document.comparisons {
-        let note = compared.note.as_ref().map_or(String::new(), |note| format!(" {note}."));
-        line(text, format_args!("- `{}`: {}; beside {}.{note}", compared.row, compared.ours, compared.peer));
+        line(text, format_args!("- `{}`: {}; beside {}.", compared.row, compared.ours, compared.peer));
     }
 }
 
@@ -122,7 +145,8 @@ fn trials(text: &mut String, document: &Document) {
 }
 
 fn searches(text: &mut String, document: &Document) {
-    *text += "| path | rate | lost | Mpps | bounds | MRR, Mpps |\n|---|---|---:|---:|---:|---:|\n";
+    *text += "Each line is of a search of its own; on a noisy machine they differ.\n\n\
+              | path | rate | lost | Mpps | bounds | MRR, Mpps |\n|---|---|---:|---:|---:|---:|\n";
     for searched in &document.searches {
         let (mean, deviation) = mean_and_deviation(&searched.mrr);
         for found in &searched.found {

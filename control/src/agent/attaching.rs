@@ -187,15 +187,14 @@ pub(super) async fn serve(server: Server, attacher: PodAttacher) {
 async fn follow(attacher: &PodAttacher) {
     let mut progress = attacher.dataplane().wanted.progress();
     loop {
-        if progress.wait_for(|it| it.connected).await.is_err() {
-            return;
-        }
+        let Ok(session) = progress.wait_for(|it| it.connected).await.map(|it| it.sessions) else { return };
         if let Err(failure) = attacher.restore().await {
             tracing::warn!("not everything that is attached is as it was: {failure}; trying again");
             tokio::time::sleep(AGAIN).await;
             continue;
         }
-        if progress.wait_for(|it| !it.connected).await.is_err() {
+        // It may have ended and come again meanwhile.
+        if progress.wait_for(|it| it.sessions != session).await.is_err() {
             return;
         }
     }

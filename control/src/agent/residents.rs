@@ -15,6 +15,10 @@ use crate::cluster::{Cluster, Scoped};
 use crate::ipam::RangeSet;
 use crate::kubernetes::{Key, Kind, Object};
 
+/// The annotation of a static pod's mirror that holds the UID which its kubelet gave the pod (kubernetes.io's list of
+/// well-known annotations).
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// How long a pod may be unknown that a runtime attaches: kubelet heard of it from the same API server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -62,10 +66,10 @@ impl Known {
                 if node != Some(self.node.as_str()) {
                     return self.pods.remove(&key).is_some();
                 }
-                let resident = Resident {
-                    uid: pod.metadata.uid.clone(),
-                    annotations: pod.metadata.annotations.clone().unwrap_or_default(),
-                };
+                let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+                // The runtime knows a static pod by the UID that its kubelet gave it, of which the API server has a mirror.
+                let uid = annotations.get(MIRROR).cloned().or_else(|| pod.metadata.uid.clone());
+                let resident = Resident { uid, annotations };
                 let before = self.pods.insert(key.clone(), resident);
                 before.as_ref() != self.pods.get(&key)
             }

@@ -212,7 +212,10 @@ impl Functions {
             tracing::warn!("function {address} is there no more; nothing of it is left to be set");
             return Ok(());
         }
-        let now = self.cards.state(&handed.card, handed.number).await?;
+        let mut now = self.cards.state(&handed.card, handed.number).await?;
+        // Cards that take these do not all report them: what was wanted may still be so.
+        now.trust = handed.wanted.trust.or(now.trust);
+        now.spoof_check = handed.wanted.spoof_check.or(now.spoof_check);
         self.set(handed, &now, &handed.before).await
     }
 

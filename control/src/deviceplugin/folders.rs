@@ -38,6 +38,7 @@ impl SocketFolders {
     /// seen by one pod only is the work of the mount there and of the parent here, which only root may enter.
     fn make(&self, folder: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.parent)?;
+        fs::set_permissions(&self.parent, fs::Permissions::from_mode(0o700))?;
         match fs::DirBuilder::new().create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}

@@ -237,7 +237,8 @@ impl Pusher {
         let (settled, generation) = (batch.ticket, session.generation);
         let refused = if self.refused.is_empty() { Arc::default() } else { Arc::new(self.refused.clone()) };
         self.wanted.tell(|progress| {
-            *progress = Progress { settled, generation, connected: true, refused };
+            let sessions = progress.sessions + u64::from(!progress.connected);
+            *progress = Progress { settled, generation, connected: true, sessions, refused };
         });
         Ok(())
     }

@@ -24,6 +24,8 @@ pub struct Progress {
     pub generation: u64,
     /// Whether the dataplane is there.
     pub connected: bool,
+    /// How often it came.
+    pub sessions: u64,
     /// What of it is refused.
     pub refused: Arc<Refused>,
 }

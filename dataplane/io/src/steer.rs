@@ -272,7 +272,7 @@ fn attach_best(
     netdev: &Netdev,
     mode: XdpMode,
     program: &Program,
-    leftover: Option<&Leftover>,
+    mut leftover: Option<&Leftover>,
 ) -> Result<SteerMode, SteerError> {
     let mut tried = Vec::new();
     for (native, why) in candidates(netdev, mode) {
@@ -288,6 +288,7 @@ fn attach_best(
                 call: "detaching XDP",
                 source,
             })?;
+            leftover = None;
         }
         match attach::attach(netdev, program, native, leftover) {
             Ok(()) => {
