@@ -1,5 +1,6 @@
 //! Results as people read them: one HTML page that needs no network, and Markdown tables.
 
+mod budgets;
 mod chart;
 mod html;
 mod markdown;
@@ -28,6 +29,11 @@ fn claim(compared: &Compared) -> &'static str {
 /// Whether ours is not the slower one.
 fn is_miss(compared: &Compared) -> bool {
     compared.ratio.is_some_and(|ratio| ratio.claim == Claim::Slower)
+}
+
+/// The name of a peer without its settings.
+fn short(peer: &str) -> &str {
+    peer.split([',', ':']).next().unwrap_or(peer)
 }
 
 /// A rate: millions of packets a second.

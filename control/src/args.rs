@@ -129,7 +129,7 @@ pub(crate) enum Command {
     },
     /// Where a packet would go, and why; nothing is sent
     #[command(
-        after_help = "Examples:\n  penstock explain --from web --to 10.1.2.9 --protocol tcp --port 443\n  penstock explain --from host --to 10.1.0.7 --protocol icmp\n  penstock explain --from peer:node-b/blue --source 10.1.2.9 --to 10.1.0.7 --protocol udp --port 53\n  penstock explain --from uplink --source 192.0.2.9 --to 10.1.0.7 --protocol tcp --port 80 --length 1500\n  penstock explain --manifests deploy/ --from shop/web --to shop/db --protocol TCP --port 5432"
+        after_help = "Examples:\n  penstock explain --from web --to 10.1.2.9 --protocol tcp --port 443\n  penstock explain --from host --to 10.1.0.7 --protocol icmp\n  penstock explain --from peer:node-b/blue --source 10.1.2.9 --to 10.1.0.7 --protocol udp --port 53\n  penstock explain --from uplink --source 192.0.2.9 --to 10.1.0.7 --protocol tcp --port 80 --length 1500\n  penstock explain --manifests deploy/ --from shop/web --to shop/db --protocol TCP --port 5432\n  penstock explain --manifests deploy/ --from shop/web --to 'shop/db[Service]' --protocol TCP --port 80"
     )]
     Explain(Explain),
     /// Every pair of workloads that can speak, and addresses outside, as manifests say; asks no daemon
@@ -231,7 +231,7 @@ pub(crate) struct Explain {
     /// With --manifests: a pod or a workload, NAMESPACE/NAME, or an address outside.
     #[arg(long, value_name = "WHERE")]
     from: String,
-    /// The destination address; with --manifests also a pod or a workload, NAMESPACE/NAME
+    /// The destination address; with --manifests also a pod or a workload, NAMESPACE/NAME, or NAMESPACE/NAME[Service]
     #[arg(long, value_name = "WHERE")]
     to: String,
     /// Ask no daemon but the policies in this folder of manifests, or in this one file

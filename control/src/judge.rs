@@ -1,8 +1,8 @@
 //! Who may speak to whom, said by the classifier that dataplanes ask, without a dataplane.
 
 mod connectivity;
-mod convert;
 mod explain;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,12 +16,13 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::cluster::{Cluster, Scoped};
-use crate::kubernetes::{Object, Pod};
+use crate::kubernetes::{Object, Pod, Service};
 use crate::manifests::{Manifests, Workload};
 use crate::translate::{Settings, Translation, translate};
 
 pub use connectivity::{Connection, Ports};
 pub use explain::{Explanation, Side};
+pub use services::{Answer, Behind, Served};
 
 /// Why a question cannot be answered.
 #[derive(Debug, Error)]
@@ -34,6 +35,18 @@ pub enum JudgeError {
         "there is no pod and no workload {0:?}; write NAMESPACE/NAME as `penstock connectivity` prints it, or an address"
     )]
     Unknown(String),
+    /// A service without such a port.
+    #[error(
+        "{service} has no port {port} of protocol {protocol}; name one of those in its spec.ports, with its protocol"
+    )]
+    Unserved {
+        /// The service.
+        service: String,
+        /// IANA's number.
+        protocol: u8,
+        /// The port.
+        port: u16,
+    },
     /// Both ends are addresses outside.
     #[error(
         "both ends are addresses outside of the cluster, of which policies say nothing; name a pod for one of them"
@@ -69,6 +82,7 @@ pub struct Judge {
     places: BTreeMap<Scoped, Place>,
     translation: Translation,
     cluster: Cluster,
+    services: Vec<Service>,
 }
 
 /// How one side of a connection is decided.
@@ -109,10 +123,18 @@ impl Judge {
                 cluster.apply(&Object::from(named(workload, &key)));
             }
         }
-        Judge::new(cluster, &titles)
+        let services = manifests.objects.iter().filter_map(|object| match object {
+            Object::Service(service) => Some((**service).clone()),
+            _ => None,
+        });
+        Judge::new(cluster, &titles, services.collect())
     }
 
-    fn new(mut cluster: Cluster, titles: &BTreeMap<Scoped, String>) -> Result<Judge, JudgeError> {
+    fn new(
+        mut cluster: Cluster,
+        titles: &BTreeMap<Scoped, String>,
+        services: Vec<Service>,
+    ) -> Result<Judge, JudgeError> {
         let mut next = STAND_IN;
         let mut places = BTreeMap::new();
         let pods: Vec<_> = cluster.pods().values().cloned().collect();
@@ -133,9 +155,9 @@ impl Judge {
         let mut rules = Rules::default();
         for object in translation.desired().values() {
             match &**object {
-                Said::Identity(identity) => rules.identities.push(Arc::new(convert::identity(identity))),
-                Said::Tier(tier) => rules.tiers.push(convert::tier(tier)),
-                Said::Policy(policy) => rules.policies.push(Arc::new(convert::policy(policy))),
+                Said::Identity(identity) => rules.identities.push(Arc::new(identity.into())),
+                Said::Tier(tier) => rules.tiers.push(tier.into()),
+                Said::Policy(policy) => rules.policies.push(Arc::new(policy.into())),
                 _ => {}
             }
         }
@@ -153,7 +175,7 @@ impl Judge {
         let rules = Arc::new(rules);
         let program = compile(&rules, None)?;
         let peers = program.peers(&network).cloned().unwrap_or_default();
-        Ok(Judge { rules, program, peers, places, translation, cluster })
+        Ok(Judge { rules, program, peers, places, translation, cluster, services })
     }
 
     /// What of the manifests is not usable or not honoured, a line each.
@@ -170,11 +192,15 @@ impl Judge {
     /// There is none of that name.
     pub fn party(&self, text: &str) -> Result<Party, JudgeError> {
         if let Ok(address) = text.parse::<IpAddr>() {
-            let owner = self.places.iter().find(|(_, place)| place.address == address && !place.exempt);
-            return Ok(owner.map_or(Party::Address(address), |(key, _)| Party::Pod(key.clone())));
+            return Ok(self.party_at(address));
         }
         let found = self.places.iter().find(|(key, place)| key.to_string() == text || place.title == text);
         found.map(|(key, _)| Party::Pod(key.clone())).ok_or_else(|| JudgeError::Unknown(text.to_owned()))
+    }
+
+    fn party_at(&self, address: IpAddr) -> Party {
+        let owner = self.places.iter().find(|(_, place)| place.address == address && !place.exempt);
+        owner.map_or(Party::Address(address), |(key, _)| Party::Pod(key.clone()))
     }
 
     /// The classifier of a pod that policies reach.

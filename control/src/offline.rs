@@ -30,8 +30,7 @@ pub(crate) fn connectivity(folder: &Path, out: &mut Output) -> Result<(), Failur
 pub(crate) fn explain(asked: &Explain, out: &mut Output) -> Result<(), Failure> {
     let (from, to, protocol, port) = asked.offline_question()?;
     let judge = judge(asked.manifests.as_deref().unwrap_or(Path::new(".")))?;
-    let explanation = judge.explain(&judge.party(from)?, &judge.party(to)?, protocol, port)?;
-    Ok(out.show(&explanation, ToString::to_string)?)
+    Ok(out.show(&judge.answer(from, to, protocol, port)?, ToString::to_string)?)
 }
 
 /// Prints the definitions of our own resources: YAML with a document each, or a list in JSON.

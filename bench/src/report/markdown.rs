@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{claim, is_miss, mpps, ratio};
+use super::{budgets, claim, is_miss, mpps, ratio, short};
 use crate::document::{Document, percentile};
 use crate::statistics::mean_and_deviation;
 
@@ -58,11 +58,6 @@ pub fn comparisons(document: &Document) -> String {
     text
 }
 
-/// The name of a peer without its settings.
-fn short(peer: &str) -> &str {
-    peer.split([',', ':']).next().unwrap_or(peer)
-}
-
 fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     // A string takes all that is written to it.
     let _ = text.write_fmt(arguments);
@@ -80,6 +75,9 @@ pub fn full(document: &Document) -> String {
             text.push('\n');
         }
     };
+    table("Budgets", budgets::table(document).is_empty(), |text, document| {
+        *text += &budgets::table(document);
+    });
     table("Beside peers", document.comparisons.is_empty(), beside_peers);
     table("Trials", document.trials.is_empty(), trials);
     table("Rates without loss", document.searches.is_empty(), searches);

@@ -169,10 +169,10 @@ pub(super) fn open(
         sockets: attaching.sockets.clone(),
         devices: attaching.devices.clone(),
         kubelet_pods: attaching.kubelet_pods.clone(),
-        functions: Functions::default(),
         network: crate::translate::Settings::network().to_string(),
         ranges: Vec::new(),
         reserved: attaching.reserved.clone(),
+        functions: Functions::default(),
         faults: attaching.faults,
     };
     Attacher::open(settings, Driven { orders, wanted, direct: Direct::at(dataplane) }, residents)

@@ -57,7 +57,7 @@ struct Arguments {
     /// The folder in which a device plugin's devices have theirs.
     #[arg(long, value_name = "DIR", default_value = "/run/penstock/devices")]
     devices: PathBuf,
-    /// The kubelet's folder of pods, in which their volumes are.
+    /// The kubelet's folder of pods: a volume called shared-dir gets the socket of its vhost-user pod.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pods")]
     kubelet_pods: PathBuf,
     /// An address that no pod gets, besides those of the node: the host port's, say.

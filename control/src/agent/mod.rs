@@ -187,7 +187,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
 
 /// A client of the API server that `kubeconfig` names, or the surroundings.
 async fn client(kubeconfig: Option<&std::path::Path>) -> Result<kube::Client, AgentError> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         None => {
             kube::Config::infer().await.map_err(|source| AgentError::NoServer { source: source.into() })?
         }
@@ -199,5 +199,8 @@ async fn client(kubeconfig: Option<&std::path::Path>) -> Result<kube::Client, Ag
             kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?
         }
     };
+    // It would ask a server that is not ready yet again by itself, unseen and at pauses that double up to a thousand
+    // seconds; who asks here waits and asks again on its own.
+    config.default_retry = false;
     kube::Client::try_from(config).map_err(|error| AgentError::Client(Box::new(error)))
 }

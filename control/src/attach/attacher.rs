@@ -242,8 +242,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
 
     /// Undoes a record and forgets it. The addresses are free only when nothing of the rest is left.
     async fn undo(&self, record: &Record) -> Result<(), Failure> {
-        let settings = &self.settings;
-        undo(record, &self.dataplane, &settings.functions, settings.faults).await?;
+        undo(record, &self.dataplane, &self.settings.functions, self.settings.faults).await?;
         let (key, space) = (record.key.clone(), record.space.clone());
         let addresses: Vec<IpAddr> = record.addresses().collect();
         self.change(move |store| {

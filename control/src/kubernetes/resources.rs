@@ -127,7 +127,9 @@ pub struct IPPoolSpec {
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolStatus {
     /// The blocks that nodes took.
+    // An API server takes a check of each only if it knows how many there may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10000))]
     pub blocks: Vec<Block>,
 }
 

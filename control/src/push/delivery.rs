@@ -8,7 +8,7 @@ use penstock_api::Fault;
 use penstock_api::client::{Client, ClientError, Live};
 use penstock_api::model::{Key, Object, Policy, PolicyDirection, Rule, RuleAction};
 
-use super::wanted::{Batch, Refused};
+use super::wanted::Refused;
 
 /// Objects in one call at most. A call is applied whole, so the fewer there are, the less is seen half done.
 const MOST: usize = 100_000;
@@ -44,7 +44,7 @@ pub struct Delivered {
     pub refused: Refused,
 }
 
-/// Sends a batch. `held` are the keys that the dataplane has, and is kept up to date.
+/// Sends changes. `held` are the keys that the dataplane has, and is kept up to date.
 ///
 /// What is new goes out before what is old is removed, so that nothing is missing in between. Where the dataplane refuses
 /// some, the rest goes without them, and they are tried once more when others made room: a port that changes hands, say.
@@ -52,18 +52,6 @@ pub struct Delivered {
 ///
 /// # Errors
 /// When the dataplane cannot be asked: nobody knows then what it has.
-pub(super) async fn deliver_batch(
-    sink: &mut impl Sink,
-    batch: &Batch,
-    held: &mut BTreeSet<Key>,
-) -> Result<Delivered, ClientError> {
-    deliver(sink, batch.upserts.clone(), batch.deletes.clone(), held).await
-}
-
-/// Sends `upserts` and `deletes` as a batch is sent: what is new before what is old is removed, and without what is refused.
-///
-/// # Errors
-/// When the dataplane cannot be asked.
 pub async fn deliver(
     sink: &mut impl Sink,
     mut upserts: Vec<Arc<Object>>,
@@ -78,14 +66,14 @@ pub async fn deliver(
         done.refused.clear();
         let before = done.upserted + done.deleted;
         deletes.retain(|key| held.contains(key));
-        upserts = put(sink, upserts, held, &mut done).await?;
-        deletes = remove(sink, deletes, held, &mut done).await?;
+        upserts = make(sink, upserts, held, &mut done).await?;
+        deletes = make(sink, deletes, held, &mut done).await?;
         if upserts.is_empty() && deletes.is_empty() {
             break;
         }
         if done.upserted + done.deleted == before {
             // Where they stand in nobody's way but each other's, the first of them is taken.
-            upserts = put_each(sink, upserts, held, &mut done).await?;
+            upserts = add_each(sink, upserts, held, &mut done).await?;
         }
         if done.upserted + done.deleted == before {
             break;
@@ -93,44 +81,84 @@ pub async fn deliver(
     }
     let closed: Vec<_> = upserts.iter().filter_map(|it| closed(it)).map(Arc::new).collect();
     let refused = std::mem::take(&mut done.refused);
-    put(sink, closed, held, &mut done).await?;
+    make(sink, closed, held, &mut done).await?;
     done.refused = refused;
     Ok(done)
 }
 
-/// Adds what can be added; answers the rest.
-async fn put(
+/// A change of one object: an object to add or replace, or the key of one to remove.
+trait Step: Clone + Send + Sync {
+    fn key(&self) -> Key;
+
+    /// Makes several changes of this kind; all of them or none.
+    fn send(sink: &mut impl Sink, steps: &[Self]) -> impl Future<Output = Result<Live, ClientError>> + Send;
+
+    /// Notes that it was made.
+    fn note(&self, held: &mut BTreeSet<Key>, done: &mut Delivered);
+}
+
+impl Step for Arc<Object> {
+    fn key(&self) -> Key {
+        Object::key(self)
+    }
+
+    fn send(sink: &mut impl Sink, steps: &[Self]) -> impl Future<Output = Result<Live, ClientError>> + Send {
+        sink.upsert(steps)
+    }
+
+    fn note(&self, held: &mut BTreeSet<Key>, done: &mut Delivered) {
+        held.insert(Object::key(self));
+        done.upserted += 1;
+    }
+}
+
+impl Step for Key {
+    fn key(&self) -> Key {
+        self.clone()
+    }
+
+    fn send(sink: &mut impl Sink, steps: &[Self]) -> impl Future<Output = Result<Live, ClientError>> + Send {
+        sink.delete(steps)
+    }
+
+    fn note(&self, held: &mut BTreeSet<Key>, done: &mut Delivered) {
+        held.remove(self);
+        done.deleted += 1;
+    }
+}
+
+/// Makes the changes that can be made; answers the rest.
+async fn make<S: Step>(
     sink: &mut impl Sink,
-    upserts: Vec<Arc<Object>>,
+    steps: Vec<S>,
     held: &mut BTreeSet<Key>,
     done: &mut Delivered,
-) -> Result<Vec<Arc<Object>>, ClientError> {
+) -> Result<Vec<S>, ClientError> {
     let mut rest = Vec::new();
-    let mut queue: VecDeque<Vec<Arc<Object>>> = upserts.chunks(MOST).map(<[_]>::to_vec).collect();
+    let mut queue: VecDeque<Vec<S>> = steps.chunks(MOST).map(<[_]>::to_vec).collect();
     while let Some(part) = queue.pop_front() {
         if part.is_empty() {
             continue;
         }
-        match sink.upsert(&part).await {
+        match S::send(sink, &part).await {
             Ok(live) => {
                 done.generation = Some(live.generation);
-                done.upserted += part.len();
-                held.extend(part.iter().map(|object| object.key()));
+                part.iter().for_each(|step| step.note(held, done));
             }
             Err(ClientError::Refused(faults)) => {
-                let keys: Vec<Key> = part.iter().map(|object| object.key()).collect();
+                let keys: Vec<Key> = part.iter().map(Step::key).collect();
                 match blame(&keys, faults) {
                     Blame::Some(blamed) => {
                         let (bad, good): (Vec<_>, Vec<_>) =
-                            part.into_iter().partition(|object| blamed.contains_key(&object.key()));
+                            part.into_iter().partition(|step| blamed.contains_key(&step.key()));
                         rest.extend(bad);
                         done.refused.extend(blamed);
                         queue.push_front(good);
                     }
                     Blame::Halve => {
-                        let tail = part[part.len() / 2..].to_vec();
-                        queue.push_front(tail);
-                        queue.push_front(part[..part.len() / 2].to_vec());
+                        let (head, tail) = part.split_at(part.len() / 2);
+                        queue.push_front(tail.to_vec());
+                        queue.push_front(head.to_vec());
                     }
                 }
             }
@@ -141,7 +169,7 @@ async fn put(
 }
 
 /// Adds what can be added, one after the other; answers the rest.
-async fn put_each(
+async fn add_each(
     sink: &mut impl Sink,
     upserts: Vec<Arc<Object>>,
     held: &mut BTreeSet<Key>,
@@ -149,48 +177,7 @@ async fn put_each(
 ) -> Result<Vec<Arc<Object>>, ClientError> {
     let mut rest = Vec::new();
     for object in upserts {
-        rest.extend(put(sink, vec![object], held, done).await?);
-    }
-    Ok(rest)
-}
-
-/// Removes what can be removed; answers the rest.
-async fn remove(
-    sink: &mut impl Sink,
-    deletes: Vec<Key>,
-    held: &mut BTreeSet<Key>,
-    done: &mut Delivered,
-) -> Result<Vec<Key>, ClientError> {
-    let mut rest = Vec::new();
-    let mut queue: VecDeque<Vec<Key>> = deletes.chunks(MOST).map(<[_]>::to_vec).collect();
-    while let Some(part) = queue.pop_front() {
-        if part.is_empty() {
-            continue;
-        }
-        match sink.delete(&part).await {
-            Ok(live) => {
-                done.generation = Some(live.generation);
-                done.deleted += part.len();
-                for key in &part {
-                    held.remove(key);
-                }
-            }
-            Err(ClientError::Refused(faults)) => match blame(&part, faults) {
-                Blame::Some(blamed) => {
-                    let (bad, good): (Vec<_>, Vec<_>) =
-                        part.into_iter().partition(|key| blamed.contains_key(key));
-                    rest.extend(bad);
-                    done.refused.extend(blamed);
-                    queue.push_front(good);
-                }
-                Blame::Halve => {
-                    let tail = part[part.len() / 2..].to_vec();
-                    queue.push_front(tail);
-                    queue.push_front(part[..part.len() / 2].to_vec());
-                }
-            },
-            Err(error) => return Err(error),
-        }
+        rest.extend(make(sink, vec![object], held, done).await?);
     }
     Ok(rest)
 }

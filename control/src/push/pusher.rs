@@ -12,7 +12,7 @@ use penstock_api::query::{EventKind, EventOrder};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::delivery::deliver_batch;
+use super::delivery::deliver;
 use super::{Progress, PushMetrics, Refused, Wanted};
 use crate::attach::Footprint;
 
@@ -205,7 +205,8 @@ impl Pusher {
     async fn send(&mut self, session: &mut Session) -> Result<(), ClientError> {
         let batch = self.wanted.take();
         let keys = || batch.upserts.iter().map(|it| it.key()).chain(batch.deletes.iter().cloned());
-        let delivered = match deliver_batch(&mut session.client, &batch, &mut session.held).await {
+        let (upserts, deletes) = (batch.upserts.clone(), batch.deletes.clone());
+        let delivered = match deliver(&mut session.client, upserts, deletes, &mut session.held).await {
             Ok(delivered) => delivered,
             Err(error) => {
                 self.wanted.put_back(keys(), batch.since);

@@ -7,6 +7,7 @@
 //! to the daemon.
 
 pub mod check;
+mod classifier;
 pub mod client;
 pub mod convert;
 pub mod describe;

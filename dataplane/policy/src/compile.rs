@@ -150,8 +150,8 @@ fn groups<'a>(rules: &'a Rules, selection: &Selection) -> Vec<Group<'a>> {
 /// Cuts the space of each network along its identities and the blocks of the policies in use.
 fn cut(rules: &Rules, groups: &[Group<'_>], previous: Option<&Program>) -> BTreeMap<String, Arc<Peers>> {
     let mut spaces: BTreeMap<&str, (Vec<Arc<Identity>>, BTreeSet<Block>)> = BTreeMap::new();
-    for identity in &rules.identities {
-        spaces.entry(identity.network.as_str()).or_default().0.push(identity.clone());
+    for identities in rules.identities.chunk_by(|a, b| a.network == b.network) {
+        spaces.entry(&identities[0].network).or_default().0.extend_from_slice(identities);
     }
     for group in groups {
         let blocks = peers_of(&group.stages).filter_map(|peer| match peer {

@@ -69,11 +69,15 @@ impl Lpm {
     /// Builds the table; of two equal prefixes the later one counts.
     #[must_use]
     pub fn build(prefixes: impl IntoIterator<Item = (LeftAligned, u32)>) -> Lpm {
-        let sorted: std::collections::BTreeMap<LeftAligned, u32> = prefixes.into_iter().collect();
-        let entries: Vec<(LeftAligned, u32)> = sorted.into_iter().collect();
+        let mut entries: Vec<(LeftAligned, u32)> = prefixes.into_iter().collect();
+        if !entries.is_sorted_by(|(a, _), (b, _)| a < b) {
+            let sorted: std::collections::BTreeMap<LeftAligned, u32> = entries.into_iter().collect();
+            entries = sorted.into_iter().collect();
+        }
         let direct_bits = if entries.len() >= MANY { DIRECT } else { 0 };
         let mut lpm = Lpm { direct_bits, direct: Vec::new(), nodes: Vec::new(), leaves: Vec::new() };
-        let (values, deeper) = paint(&entries, 0, direct_bits, Lpm::NONE);
+        let mut values = vec![Lpm::NONE; 1 << direct_bits];
+        let deeper = paint(&entries, 0, direct_bits, &mut values);
         let mut direct: Vec<u32> = values.iter().map(|value| value | LEAF).collect();
         for (slot, entries) in deeper {
             let node = lpm.nodes.len() as u32;
@@ -115,7 +119,8 @@ impl Lpm {
 
     /// Fills a node that looks at the bits from `depth` on with entries that all share the bits before.
     fn fill(&mut self, node: usize, entries: &[(LeftAligned, u32)], depth: u32, inherited: u32) {
-        let (values, deeper) = paint(entries, depth, STRIDE, inherited);
+        let mut values = [inherited; 1 << STRIDE];
+        let deeper = paint(entries, depth, STRIDE, &mut values);
         let first_leaf = self.leaves.len() as u32;
         let children = deeper.iter().fold(0u64, |map, (slot, _)| map | 1 << slot);
         let mut runs = 0u64;
@@ -139,31 +144,25 @@ impl Lpm {
 /// Entries that lead on below a slot.
 type Deeper<'a> = Vec<(usize, &'a [(LeftAligned, u32)])>;
 
-/// The value of each slot of `stride` bits from `depth` on, and the longer prefixes below each slot that has some.
-fn paint(entries: &[(LeftAligned, u32)], depth: u32, stride: u32, inherited: u32) -> (Vec<u32>, Deeper<'_>) {
+/// Writes the value of each slot of `stride` bits from `depth` on, and returns the longer prefixes below each slot that has
+/// some.
+fn paint<'a>(entries: &'a [(LeftAligned, u32)], depth: u32, stride: u32, values: &mut [u32]) -> Deeper<'a> {
     let slot_of = |prefix: LeftAligned| ((prefix.bits << depth >> 1) >> (127 - stride)) as usize;
-    let mut values = vec![inherited; 1 << stride];
-    let mut short: Vec<_> =
-        entries.iter().filter(|(prefix, _)| u32::from(prefix.len) <= depth + stride).collect();
+    let is_short = |(prefix, _): &&(LeftAligned, u32)| u32::from(prefix.len) <= depth + stride;
+    let mut short: Vec<_> = entries.iter().filter(is_short).collect();
     short.sort_by_key(|(prefix, _)| prefix.len);
     for &&(prefix, value) in &short {
         let first = slot_of(prefix);
         let span = 1usize << (depth + stride - u32::from(prefix.len).max(depth)).min(stride);
         values[first..first + span].fill(value);
     }
-    let mut deeper = Deeper::new();
-    let mut rest = entries;
-    while let Some(&(prefix, _)) = rest.first() {
-        // Entries are sorted, so those of a slot stand together; the short ones among them are painted already.
-        let slot = slot_of(prefix);
-        let count = rest.partition_point(|&(prefix, _)| slot_of(prefix) <= slot);
-        let (here, after) = rest.split_at(count);
-        if here.iter().any(|(prefix, _)| u32::from(prefix.len) > depth + stride) {
-            deeper.push((slot, long_of(here, depth + stride)));
-        }
-        rest = after;
+    if short.len() == entries.len() {
+        return Deeper::new();
     }
-    (values, deeper)
+    // Entries are sorted, so those of a slot stand together; the short ones among them are painted already.
+    let slots = entries.chunk_by(|(a, _), (b, _)| slot_of(*a) == slot_of(*b));
+    let below = slots.map(|here| (slot_of(here[0].0), long_of(here, depth + stride)));
+    below.filter(|(_, long)| !long.is_empty()).collect()
 }
 
 /// The entries of a slot without those that end in it: in sorted order they stand at its front.

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_api::{Fault, model};
+use penstock_api::Fault;
 use penstock_policy as policy;
 use penstock_policy::{CompileError, PeerId, Peers, Program, Subject};
 
@@ -185,91 +185,6 @@ impl Policies {
     #[must_use]
     pub fn peers(&self, network: &str) -> Option<&Arc<PeerTable>> {
         self.peers.get(network)
-    }
-}
-
-/// `members` are the addresses of its endpoints on this node.
-fn identity_of(identity: &model::Identity, members: Option<&Vec<IpAddr>>) -> policy::Identity {
-    let listed = identity.prefixes.iter().map(|prefix| prefix.net());
-    policy::Identity {
-        name: identity.name.to_string(),
-        network: identity.network.to_string(),
-        prefixes: listed.chain(members.into_iter().flatten().map(|&address| address.into())).collect(),
-    }
-}
-
-fn endpoint_of(endpoint: &model::Endpoint) -> policy::Endpoint {
-    policy::Endpoint {
-        name: endpoint.name.to_string(),
-        network: endpoint.network.to_string(),
-        addresses: endpoint.addresses.clone(),
-    }
-}
-
-fn tier_of(tier: &model::Tier) -> policy::Tier {
-    let default = match tier.default {
-        model::TierDefault::Pass => policy::TierDefault::Pass,
-        model::TierDefault::Deny => policy::TierDefault::Deny,
-    };
-    policy::Tier { name: tier.name.to_string(), order: tier.order, default }
-}
-
-fn policy_of(object: &model::Policy) -> policy::Policy {
-    use model::PolicyDirection::{Egress, Ingress};
-    policy::Policy {
-        name: object.name.to_string(),
-        network: object.network.to_string(),
-        tier: object.tier.to_string(),
-        order: object.order,
-        subjects: match &object.subjects {
-            model::Subjects::All => policy::Subjects::All,
-            model::Subjects::Identities(names) => {
-                policy::Subjects::Identities(names.iter().map(ToString::to_string).collect())
-            }
-        },
-        directions: policy::Directions {
-            ingress: object.directions.contains(&Ingress),
-            egress: object.directions.contains(&Egress),
-        },
-        rules: object.rules.iter().map(rule_of).collect(),
-        staged: object.staged,
-    }
-}
-
-fn rule_of(rule: &model::Rule) -> policy::Rule {
-    policy::Rule {
-        name: rule.name.to_string(),
-        direction: match rule.direction {
-            model::PolicyDirection::Ingress => policy::Direction::Ingress,
-            model::PolicyDirection::Egress => policy::Direction::Egress,
-        },
-        action: match rule.action {
-            model::RuleAction::Allow => policy::Action::Allow,
-            model::RuleAction::Deny => policy::Action::Deny,
-            model::RuleAction::Pass => policy::Action::Pass,
-            model::RuleAction::Log => policy::Action::Log,
-        },
-        peers: rule.peers.iter().map(peer_of).collect(),
-        ports: rule.ports.iter().map(port_of).collect(),
-    }
-}
-
-fn peer_of(peer: &model::RulePeer) -> policy::Peer {
-    match peer {
-        model::RulePeer::Identity(name) => policy::Peer::Identity(name.to_string()),
-        model::RulePeer::Prefix { prefix, except } => policy::Peer::Prefix {
-            prefix: prefix.net(),
-            except: except.iter().map(|hole| hole.net()).collect(),
-        },
-    }
-}
-
-fn port_of(port: &model::RulePort) -> policy::PortMatch {
-    policy::PortMatch {
-        protocol: policy::Protocol::Number(port.protocol.number()),
-        ports: port.port.map(|range| range.first()..=range.last()),
-        icmp_type: port.icmp_type,
-        icmp_code: port.icmp_code,
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use penstock_api::model::{Key, Name, Object};
 use penstock_policy::{DecisionId, Direction, Ground, Subject};
 
 use super::desired::Desired;
@@ -147,16 +148,20 @@ impl RuleTotals {
 
     /// Forgets what is about policies, rules and tiers that are not there any more.
     fn keep_known(&mut self, desired: &Desired) {
-        let policies: HashMap<&str, _> = desired.policies().map(|it| (it.name.as_str(), it)).collect();
-        self.rules.retain(|name, _| policies.contains_key(name.as_str()));
-        for (policy, counts) in &mut self.rules {
-            let known: HashSet<&str> =
-                policies[policy.as_str()].rules.iter().map(|rule| rule.name.as_str()).collect();
+        // Few have counts of the many that there may be.
+        self.rules.retain(|policy, counts| {
+            let Some(Object::Policy(policy)) = named(desired, policy, Key::Policy) else { return false };
+            let known: HashSet<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
             counts.retain(|rule, _| known.contains(rule.as_str()));
-        }
-        let tiers: HashSet<&str> = desired.tiers().map(|tier| tier.name.as_str()).collect();
-        self.ends.retain(|tier, _| tiers.contains(tier.as_str()));
+            true
+        });
+        self.ends.retain(|tier, _| named(desired, tier, Key::Tier).is_some());
     }
+}
+
+/// The object of a kind that has this name.
+fn named<'a>(desired: &'a Desired, name: &str, kind: fn(Name) -> Key) -> Option<&'a Object> {
+    desired.get(&kind(name.parse().ok()?))
 }
 
 /// Counts by the revision of the program.

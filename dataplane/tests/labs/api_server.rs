@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{Lab, Running, programs, under4, v4, v6, wait_until};
 use crate::traffic::{no_ping, ping, reach};
-use server::Server;
+use server::{NAMESPACE, Server};
 
 /// From an answer of the API server to what packets meet, in debug builds on a busy machine.
 const BOUND: Duration = Duration::from_secs(2);
@@ -23,6 +23,11 @@ struct Cluster {
 
 impl Cluster {
     fn up() -> Cluster {
+        Cluster::with(&[])
+    }
+
+    /// One that serves further definitions.
+    fn with(definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
             // Other nodes and the ways to them are for the agents to say.
@@ -30,9 +35,21 @@ impl Cluster {
             let text = std::fs::read_to_string(&file).expect("the lab wrote it");
             let end = text.find("[[peer]]").expect("the other node is a peer");
             std::fs::write(&file, &text[..end]).expect("the lab's own folder");
+            // Of the ports that translated connections leave by the kernel must have none in use when they are taken.
+            lab.node(i).run("echo 32768 49151 > /proc/sys/net/ipv4/ip_local_port_range");
             lab.start(i);
         }
         let server = Server::start(&lab);
+        // Agents have no more leave than the chart gives them.
+        server.install_chart(&[
+            "uplink.interface=uplink",
+            "network.prefixes={10.244.0.0/16,fd10:244::/32}",
+            "network.natOutgoing=false",
+        ]);
+        for definition in definitions {
+            server.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition);
+            server.await_definition(definition["metadata"]["name"].as_str().expect("a name"));
+        }
         let mut cluster = Cluster { agents: vec![None, None], server, lab };
         for i in 1..=2 {
             cluster.add_node(i);
@@ -85,7 +102,7 @@ impl Cluster {
     fn start_agent(&mut self, i: u8) {
         let lab = &self.lab;
         let line = format!(
-            "{} --node node{i} --kubeconfig {} --socket {} --listen 127.0.0.1:9470 --log-format json",
+            "{} --node node{i} --kubeconfig {} --socket {} --namespace {NAMESPACE} --listen 127.0.0.1:9470 --log-format json",
             programs().join("penstock-agent").display(),
             self.server.kubeconfig().display(),
             lab.file(&format!("node{i}.sock")).display(),
@@ -116,6 +133,36 @@ impl Cluster {
             asked.status.success() == answers
         });
         from.elapsed()
+    }
+}
+
+impl Cluster {
+    /// A service of port 80 in both families, of which pod 1 of node 2 serves port 7000.
+    fn serve(&self, name: &str, address: &str, kind: &str) {
+        let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+        let spec = json!({
+            "type": kind, "clusterIPs": [address, "fd10:96::80"], "clusterIP": address,
+            "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+            "ports": [{"name": "echo", "port": 80, "targetPort": 7000}],
+        });
+        self.server.apply(
+            SERVICES,
+            &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": spec}),
+        );
+        for (family, address) in [("IPv4", v4(2, 1)), ("IPv6", v6(2, 1))] {
+            self.server.apply(
+                slices,
+                &json!({
+                    "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+                    "metadata": {
+                        "name": format!("{name}-{}", family.to_lowercase()), "namespace": "default",
+                        "labels": {"kubernetes.io/service-name": name},
+                    },
+                    "ports": [{"name": "echo", "port": 7000, "protocol": "TCP"}],
+                    "endpoints": [{"addresses": [address], "nodeName": "node2", "conditions": {"ready": true}}],
+                }),
+            );
+        }
     }
 }
 
@@ -150,7 +197,6 @@ fn policy(from: &Value) -> Value {
 }
 
 #[test]
-#[ignore = "agents are back at a server that restarted later than the 15 s that are waited: not understood yet"]
 fn packets_follow_what_is_applied_over_restarts_of_everybody() {
     let mut cluster = Cluster::up();
     // Nodes are peers, and their pods are reached.
@@ -204,6 +250,144 @@ fn packets_follow_what_is_applied_over_restarts_of_everybody() {
     println!("closed after {closed:?}, open after {opened:?}");
 }
 
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+/// The definition of cluster network policies, as much as agents need of it.
+fn cluster_network_policies() -> Value {
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": "clusternetworkpolicies.policy.networking.k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for a lab"},
+        },
+        "spec": {
+            "group": "policy.networking.k8s.io", "scope": "Cluster",
+            "names": {"kind": "ClusterNetworkPolicy", "plural": "clusternetworkpolicies", "singular": "clusternetworkpolicy", "listKind": "ClusterNetworkPolicyList"},
+            "versions": [{
+                "name": "v1alpha2", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": open, "status": open}}},
+            }],
+        },
+    })
+}
+
+/// The notes of the agents' events about an object.
+fn notes(cluster: &Cluster, kind: &str, name: &str) -> Vec<String> {
+    let events = cluster.server.get("/apis/events.k8s.io/v1/events");
+    let events = events["items"].as_array().cloned().unwrap_or_default();
+    let about = |it: &&Value| it["regarding"]["kind"] == kind && it["regarding"]["name"] == name;
+    events.iter().filter(about).filter_map(|it| it["note"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_cluster_is_told_what_is_honoured_and_what_is_not() {
+    let cluster = Cluster::with(&[cluster_network_policies()]);
+    let policies = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+    let policy = |name: &str, peer: &Value| {
+        let subject = json!({"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}}});
+        json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+            "spec": {"tier": "Admin", "priority": 5, "subject": subject, "egress": [{"action": "Accept", "to": [peer]}]},
+        })
+    };
+    cluster.server.apply(policies, &policy("sound", &json!({"networks": ["192.0.2.0/24"]})));
+    cluster.server.apply(policies, &policy("odd", &json!({"domainNames": ["example.org"]})));
+    let accepted = |name: &str| {
+        let said = cluster.server.get(&format!("{policies}/{name}"));
+        let conditions = said["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|it| it["type"] == "PenstockAccepted")
+    };
+    wait_until("both policies have a condition", || accepted("sound").is_some() && accepted("odd").is_some());
+    assert_eq!(accepted("sound").expect("just seen")["status"], "True");
+    let odd = accepted("odd").expect("just seen");
+    assert_eq!((&odd["status"], &odd["reason"]), (&json!("False"), &json!("NotHonoured")));
+    assert!(odd["message"].as_str().is_some_and(|it| it.contains("domainNames")), "{odd}");
+    wait_until("an event says so, too", || {
+        notes(&cluster, "ClusterNetworkPolicy", "odd").iter().any(|note| note.contains("domainNames"))
+    });
+    assert_eq!(notes(&cluster, "ClusterNetworkPolicy", "sound"), Vec::<String>::new());
+
+    // An address that no node has is no way out; the resource says so itself.
+    let egress = "/apis/penstock.dev/v1alpha1/egressips";
+    cluster.server.apply(
+        egress,
+        &json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "EgressIP", "metadata": {"name": "out"},
+            "spec": {"addresses": ["192.0.2.77"], "podSelector": {"matchLabels": {"pod": "pod1"}}},
+        }),
+    );
+    wait_until("the egress address has a status", || {
+        cluster.server.get(&format!("{egress}/out"))["status"]["honoured"].is_boolean()
+    });
+
+    // One of the agents speaks for all, and goes on doing so.
+    let lease = || {
+        cluster
+            .server
+            .get(&format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/penstock-agent"))
+    };
+    let first = lease();
+    assert!(["node1", "node2"].iter().any(|node| first["spec"]["holderIdentity"] == **node), "{first}");
+    wait_until("the lease is renewed", || lease()["spec"]["renewTime"] != first["spec"]["renewTime"]);
+    assert_eq!(lease()["spec"]["holderIdentity"], first["spec"]["holderIdentity"]);
+
+    // The dataplane's end is the network's end, as the scheduler sees it.
+    cluster.lab.kill(2);
+    let network = |wanted: &str| {
+        let node = cluster.server.get("/api/v1/nodes/node2");
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|it| it["type"] == "NetworkUnavailable" && it["status"] == wanted)
+    };
+    wait_until("the node has no network", || network("True"));
+    cluster.lab.start(2);
+    wait_until("the node has a network again", || network("False"));
+}
+
+#[test]
+fn load_balancers_have_addresses_that_answer() {
+    let cluster = Cluster::up();
+    for i in 1..=2 {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        cluster.server.apply_status(
+            "/api/v1/nodes",
+            &json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node{i}")},
+                "status": {"conditions": ready, "addresses": [{"type": "InternalIP", "address": under4(i)}]},
+            }),
+        );
+    }
+    cluster.server.apply(
+        "/apis/penstock.dev/v1alpha1/ippools",
+        &json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "outside"},
+            "spec": {"use": "LoadBalancer", "prefixes": ["192.168.51.128/30", "fd50:1::80/126"]},
+        }),
+    );
+    cluster.serve("echo", "10.96.0.81", "LoadBalancer");
+    let address = || {
+        let service = cluster.server.get(&format!("{SERVICES}/echo"));
+        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
+    };
+    wait_until("the service has an address", || address().is_some());
+    let address = address().expect("just seen");
+    assert!(address.starts_with("192.168.51.1"), "{address}");
+    let _server = cluster.lab.pod(2, 1).serve(7000, "python3 -m http.server --bind :: 7000");
+    // Whoever is on the subnet finds the node that was elected.
+    cluster.lab.under().run("ip address add 192.168.51.201/24 dev br1 2>/dev/null || true");
+    wait_until(&format!("{address} is served"), || {
+        let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
+        asked.status.success()
+    });
+    // What the service does not want any more is free again.
+    cluster.server.delete(SERVICES, "echo");
+    wait_until(&format!("nobody answers for {address}"), || {
+        cluster.lab.under().run("ip neigh flush dev br1");
+        let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 1 -o /dev/null http://{address}/"));
+        !asked.status.success()
+    });
+}
+
 #[test]
 fn what_was_compacted_while_an_agent_was_cut_off_is_listed_anew() {
     let mut cluster = Cluster::up();
@@ -233,33 +417,7 @@ fn what_was_compacted_while_an_agent_was_cut_off_is_listed_anew() {
 #[test]
 fn services_of_the_cluster_lead_to_their_pods() {
     let cluster = Cluster::up();
-    let (services, slices) = (
-        "/api/v1/namespaces/default/services",
-        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
-    );
-    let spec = json!({
-        "clusterIPs": ["10.96.0.80", "fd10:96::80"], "clusterIP": "10.96.0.80",
-        "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
-        "ports": [{"name": "echo", "port": 80, "targetPort": 7000}],
-    });
-    cluster.server.apply(
-        services,
-        &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "echo", "namespace": "default"}, "spec": spec}),
-    );
-    for (family, address) in [("IPv4", v4(2, 1)), ("IPv6", v6(2, 1))] {
-        cluster.server.apply(
-            slices,
-            &json!({
-                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-                "metadata": {
-                    "name": format!("echo-{}", family.to_lowercase()), "namespace": "default",
-                    "labels": {"kubernetes.io/service-name": "echo"},
-                },
-                "ports": [{"name": "echo", "port": 7000, "protocol": "TCP"}],
-                "endpoints": [{"addresses": [address], "nodeName": "node2", "conditions": {"ready": true}}],
-            }),
-        );
-    }
+    cluster.serve("echo", "10.96.0.80", "ClusterIP");
     let _server = cluster.lab.pod(2, 1).serve(7000, "python3 -m http.server --bind :: 7000");
     for address in ["10.96.0.80", "[fd10:96::80]"] {
         wait_until(&format!("{address} is served"), || {

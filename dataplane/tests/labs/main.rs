@@ -39,4 +39,5 @@ mod services;
 mod stateful;
 mod testpmd;
 mod traffic;
+mod truth;
 mod vhost;

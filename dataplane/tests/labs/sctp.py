@@ -144,7 +144,8 @@ def say(address, port, text):
     print(answer[12:].decode())
 
 
-if sys.argv[1] == "serve":
-    serve(int(sys.argv[2]))
-else:
-    say(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(int(sys.argv[2]))
+    else:
+        say(sys.argv[2], int(sys.argv[3]), sys.argv[4])

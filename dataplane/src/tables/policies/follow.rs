@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use penstock_api::model::{self, Key, Name, Object};
-use penstock_policy::{Identity, Policy, Rules};
+use penstock_policy::{Endpoint, Identity, Policy, Rules, Tier};
 
-use super::{endpoint_of, identity_of, policy_of, tier_of};
 use crate::tables::desired::{Desired, Mark};
 
 /// The addresses that endpoints of the node bring to their identities.
@@ -51,16 +51,16 @@ impl Followed {
         }
         for name in changes.policies {
             let new = match desired.get(&Key::Policy(name.clone())) {
-                Some(Object::Policy(policy)) => Some(policy_of(policy)),
+                Some(Object::Policy(policy)) => Some(Policy::from(policy)),
                 _ => None,
             };
             put(&mut rules.policies, name.as_str(), new);
         }
         if changes.tiers {
-            rules.tiers = desired.tiers().map(tier_of).collect();
+            rules.tiers = desired.tiers().map(Tier::from).collect();
         }
         if changes.endpoints {
-            rules.endpoints = desired.endpoints().map(endpoint_of).collect();
+            rules.endpoints = desired.endpoints().map(Endpoint::from).collect();
         }
         Followed { rules: Arc::new(rules), members, seen }
     }
@@ -71,14 +71,14 @@ impl Followed {
             |it: &model::Identity| shared(&self.rules.identities, identity_of(it, members.get(&it.name)));
         let mut identities: Vec<_> = desired.identities().map(identity).collect();
         let mut policies: Vec<_> =
-            desired.policies().map(|it| shared(&self.rules.policies, policy_of(it))).collect();
+            desired.policies().map(|it| shared(&self.rules.policies, Policy::from(it))).collect();
         identities.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
         policies.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
         Rules {
             identities,
             policies,
-            tiers: desired.tiers().map(tier_of).collect(),
-            endpoints: desired.endpoints().map(endpoint_of).collect(),
+            tiers: desired.tiers().map(Tier::from).collect(),
+            endpoints: desired.endpoints().map(Endpoint::from).collect(),
         }
     }
 }
@@ -106,6 +106,13 @@ impl<'a> Changes<'a> {
     fn is_empty(&self) -> bool {
         self.identities.is_empty() && self.policies.is_empty() && !self.tiers && !self.endpoints
     }
+}
+
+/// An identity with what it lists and the addresses of its endpoints on this node.
+fn identity_of(identity: &model::Identity, members: Option<&Vec<IpAddr>>) -> Identity {
+    let mut said = Identity::from(identity);
+    said.prefixes.extend(members.into_iter().flatten().map(|&address| IpNet::from(address)));
+    said
 }
 
 fn members_of(desired: &Desired) -> Members {

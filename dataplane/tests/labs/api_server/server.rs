@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::lab::{Lab, Place, Running, succeed, wait_until};
+use crate::lab::{Lab, Place, Running, repository, succeed, wait_until};
 
 /// Where `scripts/setup --api-server` puts kube-apiserver.
 const BUILT: &str = "/var/cache/penstock/kubernetes/kube-apiserver";
@@ -13,6 +13,24 @@ const BUILT: &str = "/var/cache/penstock/kubernetes/kube-apiserver";
 const ADDRESS: &str = "192.168.51.200";
 /// The token of somebody who may do everything.
 const ADMIN: &str = "admin-token";
+/// The token of the agents' account, which may do what the chart lets it.
+const AGENT: &str = "agent-token";
+/// Where the chart puts the agents' account and their lease.
+pub const NAMESPACE: &str = "penstock-system";
+/// Where `scripts/setup --tests` puts what renders the chart.
+const CHART: &str = "/var/cache/penstock/go/chart";
+/// The collections of what the chart has in it, by kind.
+const COLLECTIONS: [(&str, &str); 9] = [
+    ("CustomResourceDefinition", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"),
+    ("ServiceAccount", "/api/v1/namespaces/penstock-system/serviceaccounts"),
+    ("ConfigMap", "/api/v1/namespaces/penstock-system/configmaps"),
+    ("DaemonSet", "/apis/apps/v1/namespaces/penstock-system/daemonsets"),
+    ("ClusterRole", "/apis/rbac.authorization.k8s.io/v1/clusterroles"),
+    ("ClusterRoleBinding", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"),
+    ("Role", "/apis/rbac.authorization.k8s.io/v1/namespaces/penstock-system/roles"),
+    ("RoleBinding", "/apis/rbac.authorization.k8s.io/v1/namespaces/penstock-system/rolebindings"),
+    ("Network", "/apis/penstock.dev/v1alpha1/networks"),
+];
 
 /// An API server. Its etcd lives as long as it does.
 pub struct Server {
@@ -57,8 +75,11 @@ impl Server {
         let mut openssl = Command::new("openssl");
         openssl.args(["genrsa", "-out"]).arg(&key).arg("2048");
         succeed(openssl);
-        std::fs::write(folder.join("tokens.csv"), format!("{ADMIN},admin,1,system:masters\n"))
-            .expect("the lab's own folder");
+        let tokens = format!(
+            "{ADMIN},admin,1,system:masters\n\
+             {AGENT},system:serviceaccount:{NAMESPACE}:penstock-agent,2,\"system:serviceaccounts,system:authenticated\"\n"
+        );
+        std::fs::write(folder.join("tokens.csv"), tokens).expect("the lab's own folder");
         let mut server = Server { place, folder, process: None, etcd: Some(etcd) };
         server.restart(lab);
         server.write_kubeconfig();
@@ -108,7 +129,7 @@ impl Server {
     fn write_kubeconfig(&self) {
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\nclusters:\n- name: lab\n  cluster: {{server: \"https://{ADDRESS}:6443\", \
-             certificate-authority: {}}}\nusers:\n- name: agent\n  user: {{token: {ADMIN}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: agent}}\n",
+             certificate-authority: {}}}\nusers:\n- name: agent\n  user: {{token: {AGENT}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: agent}}\n",
             self.certificate().display()
         );
         std::fs::write(self.kubeconfig(), text).expect("the lab's own folder");
@@ -121,6 +142,38 @@ impl Server {
              \"https://{ADDRESS}:6443{path}\"",
             self.certificate().display()
         )
+    }
+
+    /// Installs the chart as `helm install penstock` does, with values in the place of its own.
+    pub fn install_chart(&self, values: &[&str]) {
+        assert!(Path::new(CHART).exists(), "no {CHART}, which takes Go: scripts/setup --tests builds it");
+        let mut chart = Command::new(CHART);
+        chart.arg(repository().join("configs/kubernetes/chart")).args(["penstock", NAMESPACE]).args(values);
+        let objects: Vec<Value> = serde_json::from_str(&succeed(chart)).expect("a list of objects");
+        self.apply(
+            "/api/v1/namespaces",
+            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        );
+        // Definitions come first; they are served a moment later.
+        for object in &objects {
+            let kind = object["kind"].as_str().expect("a kind");
+            let found = COLLECTIONS.iter().find(|(of, _)| *of == kind);
+            let (_, collection) = found.unwrap_or_else(|| panic!("the chart has a {kind} in it"));
+            self.apply(collection, object);
+            if kind == "CustomResourceDefinition" {
+                self.await_definition(object["metadata"]["name"].as_str().expect("a name"));
+            }
+        }
+    }
+
+    /// Waits until objects of a definition are served.
+    pub fn await_definition(&self, name: &str) {
+        wait_until(&format!("{name} is served"), || {
+            let definition =
+                self.get(&format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"));
+            let conditions = definition["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().any(|it| it["type"] == "Established" && it["status"] == "True")
+        });
     }
 
     /// `kubectl apply --server-side` of an object among those of a path.
@@ -137,7 +190,7 @@ impl Server {
         let name = object["metadata"]["name"].as_str().expect("a name");
         let file = self.folder.join("applied.json");
         std::fs::write(&file, object.to_string()).expect("the lab's own folder");
-        let path = format!("{collection}/{name}{part}?fieldManager=lab&force=true");
+        let path = format!("{collection}/{name}{part}?fieldManager=lab&force=true&fieldValidation=Strict");
         self.place.run(&self.curl("PATCH", &path, "application/apply-patch+yaml", Some(&file)));
     }
 
