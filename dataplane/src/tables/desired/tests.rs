@@ -246,8 +246,8 @@ fn what_only_one_may_have_is_not_given_twice() {
         "[[nat-pool]]\nname = \"o2\"\nnetwork = \"blue\"\nsources = [\"10.2.0.0/16\"]\nports = \"8080-8090\"";
     let said = refused(&(host + pool));
     assert_eq!(said.len(), 2, "{said:#?}");
-    assert!(said[0].contains("but one of 8080-8090, nat-pool \"o2\""), "{said:#?}");
     assert!(said[1].contains("8081 among 8080-8090 is a port of the node for service \"t\""), "{said:#?}");
+    assert!(said[0].contains("but one of 8080-8090, nat-pool \"o2\""), "{said:#?}");
     // The other way round: the service comes after the address that endpoints leave under.
     let said = refused(&service("external-ips = [\"192.0.2.9\"]\nports = [{ name = \"a\", port = 60000 }]"));
     assert_eq!(said.len(), 1, "{said:#?}");

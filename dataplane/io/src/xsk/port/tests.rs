@@ -288,7 +288,10 @@ fn a_port_dropped_by_a_panic_gives_its_chunks_to_the_region() {
 fn a_quiet_port_has_few_chunks_a_busy_one_has_more_while_memory_is_plenty() {
     let (mut port, mut kernel, mut pool) = port();
     let mut burst = Burst::new();
-    (port.fill_now, port.fill_at_first, port.fill_most) = (64, 64, 256);
+    // As it is opened: with what it begins with.
+    (port.fill_now, port.fill_at_first, port.fill_most) = (64, 64, 64);
+    port.settle(&mut pool).unwrap();
+    port.fill_most = 256;
     let mut receive = |port: &mut XskPort, kernel: &mut Kernel, pool: &mut FramePool, count: usize| {
         for _ in 0..count {
             let address = kernel.chunk();
@@ -299,7 +302,6 @@ fn a_quiet_port_has_few_chunks_a_busy_one_has_more_while_memory_is_plenty() {
         }
         port.settle(pool).unwrap();
     };
-    port.settle(&mut pool).unwrap();
     assert_eq!(port.with_kernel(), (64, 0));
     // Bursts of all that it has double it each time, up to the most.
     for (burst, then) in [(64, 128), (128, 256), (256, 256)] {
