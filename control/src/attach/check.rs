@@ -2,13 +2,12 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::Attach;
 use penstock_cni::result::AddResult;
 
 use super::dataplane::Dataplane;
-use super::netns::{Links, Namespace, Seen};
+use super::netns::{Known, Links, Namespace, Seen};
 use super::record::Record;
 use super::sriov::Functions;
 
@@ -72,7 +71,7 @@ fn compare(said: &AddResult, gave: &AddResult, ifname: &str) -> Result<(), Failu
 struct Inside {
     link: Option<Seen>,
     addresses: Vec<IpAddr>,
-    routes: Vec<(IpNet, u32)>,
+    routes: Vec<Known>,
 }
 
 impl Inside {
@@ -107,7 +106,7 @@ impl Inside {
             }
         }
         // Plugins behind us move routes to tables of their own; that one leads away is what must hold.
-        let leads_away = self.routes.iter().any(|(_, index)| *index == link.index);
+        let leads_away = self.routes.iter().any(|route| route.interface == link.index);
         if with_routes && !result.routes.is_empty() && !leads_away {
             return Err(differs(format!("no route leads through {ifname} any more")));
         }

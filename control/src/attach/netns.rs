@@ -198,6 +198,17 @@ pub struct Veth<'a> {
     pub namespace: RawFd,
 }
 
+/// A route that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Where it leads.
+    pub to: IpNet,
+    /// The number of the interface that it leads by; 0 when it names none.
+    pub interface: u32,
+    /// Whether it is in the main table; plugins behind us make tables of their own.
+    pub is_main: bool,
+}
+
 impl Links {
     /// Netlink in the namespace of this thread, within a tokio runtime.
     ///
@@ -373,14 +384,14 @@ impl Links {
     /// # Errors
     /// [`LinkError`].
     pub async fn has_default(&self, ipv4: bool) -> Result<bool, LinkError> {
-        Ok(self.routes(ipv4).await?.iter().any(|(prefix, _)| prefix.prefix_len() == 0))
+        Ok(self.routes(ipv4).await?.iter().any(|route| route.is_main && route.to.prefix_len() == 0))
     }
 
-    /// The routes of a family in the main table: destination and interface.
+    /// The routes of a family, in all tables but the kernel's own of its addresses.
     ///
     /// # Errors
     /// [`LinkError`].
-    pub async fn routes(&self, ipv4: bool) -> Result<Vec<(IpNet, u32)>, LinkError> {
+    pub async fn routes(&self, ipv4: bool) -> Result<Vec<Known>, LinkError> {
         let question = if ipv4 {
             RouteMessageBuilder::<Ipv4Addr>::new().build()
         } else {
@@ -391,7 +402,7 @@ impl Links {
         while let Some(route) =
             found.try_next().await.map_err(LinkError::of("list the routes of", "the namespace"))?
         {
-            if route.header.table != RouteHeader::RT_TABLE_MAIN {
+            if route.header.table == RouteHeader::RT_TABLE_LOCAL {
                 continue;
             }
             let unspecified: IpAddr =
@@ -405,7 +416,9 @@ impl Links {
                     _ => {}
                 }
             }
-            routes.extend(IpNet::new(to, route.header.destination_prefix_length).map(|it| (it, index)));
+            let is_main = route.header.table == RouteHeader::RT_TABLE_MAIN;
+            let to = IpNet::new(to, route.header.destination_prefix_length);
+            routes.extend(to.map(|to| Known { to, interface: index, is_main }));
         }
         Ok(routes)
     }

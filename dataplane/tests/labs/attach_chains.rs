@@ -100,6 +100,7 @@ fn routes_by_source_are_made_from_ours() {
     // Whoever says where it comes from is routed by that; `sbr` leaves nothing in the main table.
     container.place.run(&format!("ping -c 2 -W 2 -I {ours} {}", v4(2, 1)));
     lab.pod(2, 1).run(&format!("ping -c 2 -W 2 {ours}"));
+    cnitool(&runtime, &node, "check", "sourced", &container);
     cnitool(&runtime, &node, "del", "sourced", &container);
     assert_eq!(runtime.given().len(), 0);
 }
