@@ -198,6 +198,9 @@ pub struct Veth<'a> {
     pub namespace: RawFd,
 }
 
+/// The table of the namespace's own addresses, which the kernel keeps (`RT_TABLE_LOCAL`, linux/rtnetlink.h).
+const LOCAL_TABLE: u8 = 255;
+
 /// A route that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
@@ -402,7 +405,7 @@ impl Links {
         while let Some(route) =
             found.try_next().await.map_err(LinkError::of("list the routes of", "the namespace"))?
         {
-            if route.header.table == RouteHeader::RT_TABLE_LOCAL {
+            if route.header.table == LOCAL_TABLE {
                 continue;
             }
             let unspecified: IpAddr =
