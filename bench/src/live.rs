@@ -32,6 +32,8 @@ use crate::validity::{Calibration, guarded};
 const NEAR: usize = 0;
 const MACHINE: usize = 1;
 const FAR: usize = 2;
+/// Seconds in which every flow is to come twice before anything is counted.
+const LEARNT_WITHIN: f64 = 50.0;
 /// How long nothing may move until nothing is on its way.
 const QUIET: Duration = Duration::from_millis(120);
 /// What the queue in front of our port, and the one behind it, had no room for, is lost under these reasons.
@@ -149,6 +151,11 @@ impl LiveTrial {
     pub fn measure(&mut self, load: Load, time: Duration) -> Result<Outcome, TrialError> {
         if self.ends[0].is_guest() && load != Load::Full {
             return Err(TrialError::OnlyInMemory("--rate from a guest: it sends as fast as it can"));
+        }
+        if let Load::Rate(rate) = load
+            && 2.0 * self.packets as f64 / rate > LEARNT_WITHIN
+        {
+            return Err(TrialError::TooSlow { packets: self.packets, rate });
         }
         let ((before, after, elapsed), validity) = guarded(|_: &Calibration| self.run(load, time))?;
         let lost: BTreeMap<String, u64> = after

@@ -58,6 +58,16 @@ pub enum TrialError {
         /// Reasons and counts.
         lost: String,
     },
+    /// Its flows take too long to be learnt.
+    #[error(
+        "{packets} packets twice at {rate} a second take too long: ask for a higher --rate or fewer --flows"
+    )]
+    TooSlow {
+        /// Packets until the first comes again.
+        packets: u64,
+        /// Packets a second.
+        rate: f64,
+    },
     /// What only ports in memory do.
     #[error("only --ports memory takes {0}")]
     OnlyInMemory(&'static str),
