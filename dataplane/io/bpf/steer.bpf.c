@@ -229,8 +229,22 @@ static __always_inline bool is_node_port(const struct address *address, __u8 pro
 	return bpf_map_lookup_elem(&node_ports, &key) != NULL;
 }
 
-/* TCP, UDP or SCTP to one of the node's own addresses. */
-static __always_inline enum owner owner_of_ports(const struct address *dest, __u8 protocol, void *at, void *end)
+/* Whether the kernel has this very connection: it may have opened it by a port of the range before the range was taken. */
+static __always_inline bool is_kernels(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 size)
+{
+	struct bpf_sock *sock = bpf_skc_lookup_tcp(ctx, tuple, size, BPF_F_CURRENT_NETNS, 0);
+	bool connected;
+
+	if (!sock)
+		return false;
+	connected = sock->state != BPF_TCP_LISTEN;
+	bpf_sk_release(sock);
+	return connected;
+}
+
+/* TCP, UDP or SCTP to one of the node's own addresses. The tuple has the addresses, and room for the ports. */
+static __always_inline enum owner owner_of_ports(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, bool ipv6,
+						 const struct address *dest, __u8 protocol, void *at, void *end)
 {
 	const struct ports *ports = at;
 
@@ -238,9 +252,20 @@ static __always_inline enum owner owner_of_ports(const struct address *dest, __u
 		return KERNEL;
 	if (protocol == IPPROTO_UDP && is_tunnel_port(ports->dest) && is_endpoint(dest))
 		return TUNNEL;
-	if (is_node_port(dest, protocol, ports->dest) || is_snat_port(dest, ports->dest))
+	if (is_node_port(dest, protocol, ports->dest))
 		return CONNECTION;
-	return KERNEL;
+	if (!is_snat_port(dest, ports->dest))
+		return KERNEL;
+	if (protocol != IPPROTO_TCP)
+		return CONNECTION;
+	if (ipv6) {
+		tuple->ipv6.sport = ports->source;
+		tuple->ipv6.dport = ports->dest;
+	} else {
+		tuple->ipv4.sport = ports->source;
+		tuple->ipv4.dport = ports->dest;
+	}
+	return is_kernels(ctx, tuple, ipv6 ? sizeof(tuple->ipv6) : sizeof(tuple->ipv4)) ? KERNEL : CONNECTION;
 }
 
 /* A fragment to one of the node's own addresses: the first is taken if it is a service's or a translated connection's, and the
@@ -330,11 +355,12 @@ static __always_inline enum owner owner_of_quoted6(void *at, void *end, bool too
 	return owner_of_sent(&source, ip->nexthdr, (void *)(ip + 1), end, too_big);
 }
 
-static __always_inline enum owner owner_of_ipv4(void *at, void *end)
+static __always_inline enum owner owner_of_ipv4(struct xdp_md *ctx, void *at, void *end)
 {
 	const struct iphdr *ip = at;
 	const struct icmp_head *icmp;
 	struct prefix4 prefix = { .bits = 32 };
+	struct bpf_sock_tuple tuple = {};
 	struct address dest;
 
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
@@ -355,7 +381,9 @@ static __always_inline enum owner owner_of_ipv4(void *at, void *end)
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		return owner_of_ports(&dest, ip->protocol, at, end);
+		tuple.ipv4.saddr = ip->saddr;
+		tuple.ipv4.daddr = ip->daddr;
+		return owner_of_ports(ctx, &tuple, false, &dest, ip->protocol, at, end);
 	case IPPROTO_ICMP:
 		icmp = at;
 		if ((void *)(icmp + 1) > end)
@@ -371,11 +399,12 @@ static __always_inline enum owner owner_of_ipv4(void *at, void *end)
 	}
 }
 
-static __always_inline enum owner owner_of_ipv6(void *at, void *end)
+static __always_inline enum owner owner_of_ipv6(struct xdp_md *ctx, void *at, void *end)
 {
 	const struct ipv6hdr *ip = at;
 	const struct icmp_head *icmp;
 	struct prefix6 prefix = { .bits = 128 };
+	struct bpf_sock_tuple tuple = {};
 	struct address dest;
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
@@ -402,7 +431,9 @@ static __always_inline enum owner owner_of_ipv6(void *at, void *end)
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		return owner_of_ports(&dest, ip->nexthdr, at, end);
+		__builtin_memcpy(tuple.ipv6.saddr, &ip->saddr, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &ip->daddr, sizeof(tuple.ipv6.daddr));
+		return owner_of_ports(ctx, &tuple, true, &dest, ip->nexthdr, at, end);
 	case IPPROTO_ICMPV6:
 		icmp = at;
 		if ((void *)(icmp + 1) > end)
@@ -417,7 +448,7 @@ static __always_inline enum owner owner_of_ipv6(void *at, void *end)
 	}
 }
 
-static __always_inline enum owner owner_of(void *at, void *end)
+static __always_inline enum owner owner_of(struct xdp_md *ctx, void *at, void *end)
 {
 	const struct ethhdr *eth = at;
 	__be16 protocol;
@@ -435,9 +466,9 @@ static __always_inline enum owner owner_of(void *at, void *end)
 		at = (void *)(tag + 1);
 	}
 	if (protocol == bpf_htons(ETH_P_IP))
-		return owner_of_ipv4(at, end);
+		return owner_of_ipv4(ctx, at, end);
 	if (protocol == bpf_htons(ETH_P_IPV6))
-		return owner_of_ipv6(at, end);
+		return owner_of_ipv6(ctx, at, end);
 	return KERNEL;
 }
 
@@ -459,7 +490,7 @@ int penstock_steer(struct xdp_md *ctx)
 
 	if (role == POD)
 		return take_from_pod(ctx);
-	owner = owner_of((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	owner = owner_of(ctx, (void *)(long)ctx->data, (void *)(long)ctx->data_end);
 	if (owner == KERNEL)
 		return XDP_PASS;
 	return bpf_redirect_map(&penstock_xsks, ctx->rx_queue_index, owner);

@@ -239,6 +239,39 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
 }
 
 /// A fragment of an IPv6 packet: offset in units of eight bytes, whether more follow, the packet's identification.
+#[test]
+fn a_connection_that_the_kernel_has_stays_the_kernels_though_its_port_is_taken() {
+    for address in ["127.0.0.1", "::1"] {
+        let own: std::net::IpAddr = address.parse().unwrap();
+        let listener = std::net::TcpListener::bind((own, 0)).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let [near, far] = [client.local_addr().unwrap().port(), listener.local_addr().unwrap().port()];
+        let program = Program::load(Role::Uplink, 0, 1, 1).expect("loading the program wants root");
+        let socket = Socket::new("test").unwrap();
+        program.bind(0, socket.as_fd()).unwrap();
+        let taken = SteerRules {
+            snat_ranges: [near, far].map(|port| SnatRange { address: own, first: port, last: port }).to_vec(),
+            ..SteerRules::default()
+        };
+        apply(&program, &mut Entries::new(), &taken.entries().unwrap()).unwrap();
+        let verdict = |source: u16, dest: u16, protocol: u8| {
+            let packet = ports(source, dest);
+            run(
+                &program,
+                &match own {
+                    std::net::IpAddr::V4(_) => ethernet(IPV4, &ipv4(address, address, protocol, &packet)),
+                    std::net::IpAddr::V6(_) => ethernet(IPV6, &ipv6(address, address, protocol, &packet)),
+                },
+            )
+        };
+        assert_eq!(verdict(far, near, TCP), Verdict::Kernel, "{address}: to the one who opened it");
+        assert_eq!(verdict(near, far, TCP), Verdict::Kernel, "{address}: to the other end");
+        assert_eq!(verdict(1, near, TCP), Verdict::Taken, "{address}: another connection");
+        assert_eq!(verdict(1, far, TCP), Verdict::Taken, "{address}: who listens has no connection yet");
+        assert_eq!(verdict(far, near, UDP), Verdict::Taken, "{address}: another protocol");
+    }
+}
+
 fn fragment6(src: &str, dst: &str, next: u8, offset: u16, more: bool, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut body = vec![next, 0];
     body.extend((offset << 3 | u16::from(more)).to_be_bytes());
