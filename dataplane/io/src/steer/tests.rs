@@ -238,7 +238,6 @@ fn an_uplink_takes_what_is_ours_and_nothing_else() {
     }
 }
 
-/// A fragment of an IPv6 packet: offset in units of eight bytes, whether more follow, the packet's identification.
 #[test]
 fn a_connection_that_the_kernel_has_stays_the_kernels_though_its_port_is_taken() {
     for address in ["127.0.0.1", "::1"] {
@@ -272,6 +271,7 @@ fn a_connection_that_the_kernel_has_stays_the_kernels_though_its_port_is_taken()
     }
 }
 
+/// A fragment of an IPv6 packet: offset in units of eight bytes, whether more follow, the packet's identification.
 fn fragment6(src: &str, dst: &str, next: u8, offset: u16, more: bool, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut body = vec![next, 0];
     body.extend((offset << 3 | u16::from(more)).to_be_bytes());
