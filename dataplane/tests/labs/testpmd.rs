@@ -61,10 +61,13 @@ fn testpmd_sends_across_the_overlay_and_policy_stops_it() {
         assert_eq!(bad, [None; 3], "{drops:?}");
         apply(&lab, 1, FENCED);
         wait_until("the fence holds", || lab.drops(1).get("egress-policy").is_some_and(|it| *it > 1000));
-        // The node that refuses is asked: what it sent before may wait for the other to find time.
+        // The node that refuses is asked: what it sent before may wait for the other to find time. Its ports' counters are
+        // some tenths of a second old, so that they must tell of the fence before they are compared.
         let left = || number(&lab.port(1, "uplink")[0]["tx_packets"]);
+        let refused = || number(&lab.port(1, "vhost1")[0]["rx_packets"]).saturating_sub(left());
+        wait_until("the ports' counters tell of the fence", || refused() > 50_000);
         let before = left();
-        wait_until("and the fence goes on to hold", || lab.drops(1)["egress-policy"] > 200_000);
+        wait_until("and the fence goes on to hold", || refused() > 250_000);
         assert_eq!(left(), before);
     }
 }
