@@ -48,7 +48,7 @@ pub struct Delivered {
 ///
 /// What is new goes out before what is old is removed, so that nothing is missing in between. Where the dataplane refuses
 /// some, the rest goes without them, and they are tried once more when others made room: a port that changes hands, say.
-/// A policy that is refused leaves whoever it is about no more open than it would, see [`closed`].
+/// A policy that is refused leaves whoever it is about no more open than it would, see `closed`.
 ///
 /// # Errors
 /// When the dataplane cannot be asked: nobody knows then what it has.
