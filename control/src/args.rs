@@ -231,7 +231,7 @@ pub(crate) struct Explain {
     /// With --manifests: a pod or a workload, NAMESPACE/NAME, or an address outside.
     #[arg(long, value_name = "WHERE")]
     from: String,
-    /// The destination address; with --manifests also a pod or a workload, NAMESPACE/NAME, or NAMESPACE/NAME[Service]
+    /// The destination address; with --manifests also a pod or a workload, NAMESPACE/NAME, or `NAMESPACE/NAME[Service]`
     #[arg(long, value_name = "WHERE")]
     to: String,
     /// Ask no daemon but the policies in this folder of manifests, or in this one file
