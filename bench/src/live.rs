@@ -34,8 +34,8 @@ const MACHINE: usize = 1;
 const FAR: usize = 2;
 /// Seconds in which every flow is to come twice before anything is counted.
 const LEARNT_WITHIN: f64 = 50.0;
-/// How long nothing may move until nothing is on its way.
-const QUIET: Duration = Duration::from_millis(120);
+/// How long nothing may move until nothing is on its way: some times the age that counters of ports may have.
+const QUIET: Duration = Duration::from_millis(400);
 /// What the queue in front of our port, and the one behind it, had no room for, is lost under these reasons.
 const QUEUES: [&str; 2] = ["kernel-queue-in-front-full", "kernel-queue-behind-full"];
 
