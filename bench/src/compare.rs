@@ -10,8 +10,9 @@ use penstock_wire::MacAddr;
 
 use crate::args::PeerChoice;
 use crate::document::Compared;
+use crate::forwarder::FORWARDING;
 use crate::node::{policies, traffic};
-use crate::peers::daemon::{Daemon, GATEWAY, settings};
+use crate::peers::daemon::{CACHED, Daemon, GATEWAY, settings};
 use crate::peers::headers::Headers;
 use crate::peers::kernel::{Street, Who, Work};
 use crate::peers::lab::{Lab, Program};
@@ -24,8 +25,6 @@ use crate::validity::{Calibration, guarded};
 
 /// The rules of ours under which a stateful path is compared.
 const RULES: u32 = 100;
-/// Flows that our daemon knows at most.
-const CACHED: u32 = 65_536;
 
 /// What both do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -385,10 +384,8 @@ fn switched_guests(is_tracked: bool) -> Result<Pair, RowError> {
 /// Our ports without a worker between them.
 fn ports_alone() -> Result<Server, RowError> {
     let lab = Lab::new(&["vhost"])?;
-    let program = std::env::current_exe().unwrap_or_default();
     let [left, right] = sockets(&lab).map(|path| path.display().to_string());
-    let mut program = lab.start(0, "1", &program.to_string_lossy(), &["forward-sockets", &left, &right])?;
-    program.wait_for(0, "forwarding", 1)?;
+    let program = lab.start_part(0, "1", &["forward-sockets", &left, &right], FORWARDING)?;
     Ok(Server::Ports(lab, program))
 }
 

@@ -14,6 +14,10 @@ use penstock_vhost::VhostPort;
 use penstock_vhost::session::{Access, Role as Side, Session, SessionConfig};
 use serde::{Deserialize, Serialize};
 
+/// What a forwarder says when it is at work.
+pub(crate) const FORWARDING: &str = "forwarding";
+/// What a generator says when it is.
+pub(crate) const SENDING: &str = "sending";
 /// They end by themselves after this long, should nobody be left to end them.
 const LIFE: Duration = Duration::from_secs(3600);
 
@@ -104,7 +108,7 @@ impl Loses for VhostPort {}
 impl Loses for TapPort {}
 
 fn shuttle<P: Port + Loses>(left: P, right: P, pool: &mut FramePool) -> Outcome {
-    println!("forwarding");
+    println!("{FORWARDING}");
     let mut ports = [left, right];
     let (start, mut burst, mut refused) = (Instant::now(), Burst::new(), 0);
     let (mut printed, mut counted) = (start, Counted::default());
@@ -172,7 +176,7 @@ pub(crate) fn generate(interface: &str, frames: &Path, rate: Option<f64>) -> Out
         .collect::<Result<_, Box<dyn Error>>>()?;
     let mut source = MemPort::replay(&frames, (0..frames.len() as u32).collect());
     source.set_paced(rate.is_some());
-    println!("sending");
+    println!("{SENDING}");
     let (start, mut burst) = (Instant::now(), Burst::new());
     let (mut last, mut due, mut arrived) = (start, 0.0, 0);
     while start.elapsed() < LIFE {

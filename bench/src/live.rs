@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use penstock_dataplane::testbed::{NEXT_HOP_MAC, NODE, PEER, UPLINK_MAC};
 use penstock_wire::MacAddr;
 
-use crate::forwarder::{COUNTED, Counted};
+use crate::forwarder::{COUNTED, Counted, FORWARDING, SENDING};
 use crate::node::{GATEWAYS, objects, traffic};
 use crate::peers::PeerError;
 use crate::peers::daemon::{Daemon, settings};
@@ -232,9 +232,8 @@ impl LiveTrial {
         if let Load::Rate(rate) = load {
             arguments.extend(["--rate".to_owned(), rate.to_string()]);
         }
-        let program = std::env::current_exe().unwrap_or_default();
-        let mut program = self.lab.start(place, "0", &program.to_string_lossy(), &arguments)?;
-        program.wait_for(0, "sending", 1)?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let program = self.lab.start_part(place, "0", &arguments, SENDING)?;
         if let Some(guest) = &self.guest {
             guest.resume()?;
         }
@@ -360,10 +359,7 @@ fn ports_alone(lab: &Lab, ports: Ports) -> Result<Program, PeerError> {
         Ports::Tap => ["forward-taps", "left", "right"],
         Ports::Veth | Ports::Memory => ["forward-veths", "left", "right"],
     };
-    let program = std::env::current_exe().unwrap_or_default();
-    let mut program = lab.start(MACHINE, "1", &program.to_string_lossy(), &arguments)?;
-    program.wait_for(0, "forwarding", 1)?;
-    Ok(program)
+    lab.start_part(MACHINE, "1", &arguments, FORWARDING)
 }
 
 /// Our daemon on one worker, with a node as in memory.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::quantiles;
 use crate::peers::PeerError;
-use crate::peers::daemon::{Daemon, settings};
+use crate::peers::daemon::{CACHED, Daemon, settings};
 use crate::peers::lab::{Lab, Program};
 
 /// The places of the lab.
@@ -22,8 +22,6 @@ const PORT: u16 = 7;
 const LAST: Duration = Duration::from_millis(500);
 /// A sleep is this much too long at times: the rest is waited for with the clock in hand.
 const OVERSLEPT: Duration = Duration::from_micros(200);
-/// Flows that each daemon knows at most.
-const CACHED: u32 = 65_536;
 /// Answers later than this count as this late.
 const LONGEST: u64 = 10_000_000_000;
 
@@ -75,9 +73,7 @@ impl Overlay {
         let Ok(daemons) = <[Daemon; 2]>::try_from(daemons) else {
             return Err(PeerError::Waited { what: "two daemons" });
         };
-        let program = std::env::current_exe().unwrap_or_default();
-        let mut echo = lab.start(PODS[1], "0,1", &program.to_string_lossy(), &["echo", &PORT.to_string()])?;
-        echo.wait_for(0, "echoing", 1)?;
+        let echo = lab.start_part(PODS[1], "0,1", &["echo", &PORT.to_string()], "echoing")?;
         Ok(Overlay { _echo: echo, _daemons: daemons, lab })
     }
 

@@ -15,6 +15,9 @@ pub struct Daemon {
     socket: PathBuf,
 }
 
+/// Flows of each family that a daemon knows at most, where its peer has no such bound.
+pub const CACHED: u32 = 65_536;
+
 /// A node that is told its MAC address, since it has no underlay to derive one from.
 pub const GATEWAY: &str = "mac = \"02:00:00:00:00:fe\"\n";
 

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::PeerError;
-use super::daemon::{Daemon, GATEWAY, settings};
+use super::daemon::{CACHED, Daemon, GATEWAY, settings};
 use super::lab::{Lab, Program, run};
 use super::testpmd::{Testpmd, between};
 use penstock_wire::MacAddr;
 
+use crate::forwarder::{FORWARDING, SENDING};
 use crate::node::policies;
 use crate::profile::{Popularity, Segment, Size};
 use crate::traffic::{Ends, Stream};
@@ -60,8 +61,6 @@ const FROM: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
 const TO: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 1);
 /// Flows that the generator sends.
 const FLOWS: u32 = 1000;
-/// Flows that our daemon knows at most.
-const CACHED: u32 = 65_536;
 
 /// A generator, a forwarder and a far end.
 pub struct Street {
@@ -96,13 +95,12 @@ impl Street {
                 Forwarder::Kernel
             }
             Who::Daemon => Forwarder::Daemon(daemon(&lab, work, &mac(GENERATOR, "gen")?, &sink)?),
-            Who::Ports => {
-                let program = std::env::current_exe().unwrap_or_default();
-                let arguments = ["forward-veths", "left", "right"];
-                let mut program = lab.start(MACHINE, "1", &program.to_string_lossy(), &arguments)?;
-                program.wait_for(0, "forwarding", 1)?;
-                Forwarder::Ports(program)
-            }
+            Who::Ports => Forwarder::Ports(lab.start_part(
+                MACHINE,
+                "1",
+                &["forward-veths", "left", "right"],
+                FORWARDING,
+            )?),
             Who::Testpmd => Forwarder::Testpmd(between(&lab, MACHINE, "left", "right")?),
         };
         let station = match (who, work) {
@@ -112,10 +110,8 @@ impl Street {
         };
         let frames = lab.path("frames.pcap");
         traffic(station, &mac(GENERATOR, "gen")?, &frames)?;
-        let program = std::env::current_exe().unwrap_or_default();
         let arguments = ["generate", "gen", &frames.to_string_lossy()];
-        let mut generator = lab.start(GENERATOR, "0", &program.to_string_lossy(), &arguments)?;
-        generator.wait_for(0, "sending", 1)?;
+        let generator = lab.start_part(GENERATOR, "0", &arguments, SENDING)?;
         let street = Street { forwarder, generator, lab };
         street.pause()?;
         Ok(street)

@@ -191,6 +191,23 @@ impl Lab {
         Ok(Program { child, log, name: program.to_owned() })
     }
 
+    /// Starts a part of this program itself as [`Lab::start`] does, and waits until it says that it is at work.
+    ///
+    /// # Errors
+    /// When it does not start, or ends before it says so.
+    pub fn start_part(
+        &self,
+        place: usize,
+        cpus: &str,
+        arguments: &[&str],
+        at_work: &'static str,
+    ) -> Result<Program, PeerError> {
+        let own = std::env::current_exe().unwrap_or_default();
+        let mut program = self.start(place, cpus, &own.to_string_lossy(), arguments)?;
+        program.wait_for(0, at_work, 1)?;
+        Ok(program)
+    }
+
     /// Runs a command in a namespace to its end.
     ///
     /// # Errors

@@ -378,7 +378,7 @@ fn load_balancers_have_addresses_that_answer() {
     assert!(address.starts_with("192.168.51.1"), "{address}");
     let _server = cluster.lab.pod(2, 1).serve(7000, "python3 -m http.server --bind :: 7000");
     // Whoever is on the subnet finds the node that was elected.
-    cluster.lab.under().run("ip address add 192.168.51.201/24 dev br1 2>/dev/null || true");
+    cluster.lab.under().run("ip address replace 192.168.51.201/24 dev br1");
     wait_until(&format!("{address} is served"), || {
         let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
         asked.status.success()
