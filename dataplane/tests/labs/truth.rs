@@ -41,6 +41,12 @@ const NODE: &str = r#"{
     "status": {"addresses": [{"type": "InternalIP", "address": "ADDRESS"}]}
 }"#;
 
+/// The network that all of them are in. Who is outside knows the way to pods.
+const NETWORK: &str = r#"{
+    "apiVersion": "penstock.dev/v1alpha1", "kind": "Network", "metadata": {"name": "default"},
+    "spec": {"vni": 100, "prefixes": ["10.0.0.0/16", "fd10:244::/32"], "natOutgoing": false}
+}"#;
+
 /// A table without policies.
 const NOTHING: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: empty}\n";
 
@@ -128,8 +134,9 @@ fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<String, Stri
     std::fs::create_dir(&folder).expect("the lab's own folder");
     for (file, text) in [
         ("cluster.yaml", cluster),
-        ("table.yaml", &table.text),
+        ("table.yaml", table.text.as_str()),
         ("node.json", &NODE.replace("ADDRESS", &under4(1))),
+        ("network.json", NETWORK),
     ] {
         // An agent says what policies mean to the pods of its own node.
         let text = in_lab(text)
