@@ -25,7 +25,7 @@ fn object(yaml: &str) -> Object {
 /// How many forms each object has.
 const FORMS: usize = 4;
 /// How many objects there are.
-const OBJECTS: usize = 26;
+const OBJECTS: usize = 28;
 
 /// One of the forms of one of the objects: few, so that they meet each other.
 fn form(which: usize, form: usize) -> Object {
@@ -62,6 +62,18 @@ fn form(which: usize, form: usize) -> Object {
                ports: [{{ name: web, port: 80 }}], endpoints: [{{ addresses: [10.19.0.{form}], nodeName: node19 }}] }}",
             21 + form % 2,
         ),
+        25 => format!(
+            "{{ apiVersion: penstock.dev/v1alpha1, kind: Network, metadata: {{ name: fast }},
+               spec: {{ vni: {}, prefixes: [10.200.0.0/16] }} }}",
+            // The last is the pods' own network's, which this one then gives way to.
+            [200, 201, 202, 1][form],
+        ),
+        26 => format!(
+            "{{ apiVersion: k8s.cni.cncf.io/v1, kind: NetworkAttachmentDefinition, metadata: {{ namespace: n0, name: fast }},
+               spec: {{ config: '{{\"type\":\"{}\",\"network\":\"{}\"}}' }} }}",
+            ["penstock-cni", "penstock-cni", "macvlan", "penstock-cni"][form],
+            ["fast", "", "fast", "blue"][form],
+        ),
         _ => format!(
             "{{ apiVersion: penstock.dev/v1alpha1, kind: EgressIP, metadata: {{ name: e }},
                spec: {{ addresses: [203.0.113.7], podSelector: {{ matchLabels: {{ app: {label} }} }}, nodeSelector: {{ matchLabels: {{ zone: a }} }} }} }}"
@@ -77,9 +89,17 @@ fn pod(number: usize, form: usize) -> String {
         3 => String::new(),
         form => format!("podIP: 10.19.0.{},", number / 2 + 10 * (form / 2)),
     };
+    // Multus says of some which address they have elsewhere.
+    let status = match number % 3 {
+        0 => String::new(),
+        _ => format!(
+            "annotations: {{ k8s.v1.cni.cncf.io/network-status: '[{{\"name\":\"n0/fast\",\"ips\":[\"10.200.0.{}\"]}}]' }},",
+            number / 2 + 10 * (form / 2),
+        ),
+    };
     let phase = if form == 2 && number.is_multiple_of(2) { "Succeeded" } else { "Running" };
     format!(
-        "{{ apiVersion: v1, kind: Pod, metadata: {{ namespace: n{namespace}, name: p{number}, labels: {{ app: {label} }},
+        "{{ apiVersion: v1, kind: Pod, metadata: {{ namespace: n{namespace}, name: p{number}, labels: {{ app: {label} }}, {status}
            creationTimestamp: \"2026-01-0{}T00:00:00Z\" }},
            spec: {{ nodeName: node{}, containers: [{{ name: c, ports: [{{ name: web, containerPort: {} }}] }}] }},
            status: {{ {address} phase: {phase} }} }}",
@@ -141,6 +161,13 @@ fn names_what_is_there(desired: &BTreeMap<SaidKey, Arc<Said>>) {
             Said::Policy(policy) => {
                 there(SaidKey::Tier(policy.tier.clone()), key);
                 policy.identities().for_each(|(_, name)| there(SaidKey::Identity(name.clone()), key));
+                for (_, name) in policy.identities() {
+                    let Said::Identity(identity) = &*desired[&SaidKey::Identity(name.clone())] else {
+                        panic!("{name}")
+                    };
+                    assert_eq!(identity.network, policy.network, "{key} names {name} of another network");
+                }
+                there(SaidKey::Network(policy.network.clone()), key);
             }
             Said::Backends(backends) => there(SaidKey::Service(backends.service.clone()), key),
             Said::EgressIp(egress) => {

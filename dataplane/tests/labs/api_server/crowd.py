@@ -2,7 +2,7 @@
 
 Standard input: {"server": URL, "authority": FILE, "token": TEXT, "place": NAMESPACE of the server, "pods": N, "policies": N,
 "rounds": N, "agent": null or {"place": NAMESPACE, "metrics": URL, "process": PID}}. Without an agent it fills, with one it
-changes. Standard output: {"filled_s": S} or {"idle_cpu": SHARE, "resident_mb": MB, "changes": {WHAT: {"count": N,
+changes. Standard output: {"filled_s": S} or {"idle_cpu": SHARE, "resident_mb": MB, "changes": {WHAT: {"count": N, "mean_ms": MEAN,
 "within_ms": [[BOUND, SHARE], ...], "translated_ms": MEAN}}}.
 
 The times are the agent's own, from the moment at which the watch has delivered a change until the dataplane has said that it
@@ -200,7 +200,8 @@ def change(task, agent, pick, rounds):
     count = grown[f"{LIVE}_count"]
     buckets = [(name.split('le="')[1].split('"')[0], grown[name]) for name in after if name.startswith(f"{LIVE}_bucket")]
     within = [[float(bound) * 1e3, round(share / count, 4)] for bound, share in buckets if bound != "+Inf"]
-    return {"count": int(count), "within_ms": within, "translated_ms": round(grown[TRANSLATED] / count * 1e3, 3)}
+    mean = round(grown[f"{LIVE}_sum"] / count * 1e3, 3)
+    return {"count": int(count), "mean_ms": mean, "within_ms": within, "translated_ms": round(grown[TRANSLATED] / count * 1e3, 3)}
 
 
 class Changer:

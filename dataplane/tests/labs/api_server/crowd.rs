@@ -65,8 +65,9 @@ fn what_changes_in_a_large_cluster_is_live_soon() {
     println!("idle: {} of a CPU; {} MB resident", measured["idle_cpu"], measured["resident_mb"]);
     for (what, change) in measured["changes"].as_object().expect("by what changes") {
         println!(
-            "{what}: {} changes, live within {} ms (p50), {} ms (p99), translated in {} ms on average; {}",
+            "{what}: {} changes, live after {} ms on average, within {} ms (p50), {} ms (p99); translated in {} ms; {}",
             change["count"],
+            change["mean_ms"],
             quantile(change, 0.5),
             quantile(change, 0.99),
             change["translated_ms"],
