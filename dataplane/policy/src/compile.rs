@@ -270,7 +270,8 @@ mod tests {
     use crate::fault::Fault;
     use crate::peers::PeerId;
     use crate::rules::{
-        Action, Direction, Directions, Endpoint, Peer, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
+        Action, Direction, Directions, Endpoint, Peer, Policy, PortMatch, Protocol, Rule, Subjects, Tier,
+        TierDefault,
     };
     use crate::verdict::{Answer, Decider, Packet};
 
