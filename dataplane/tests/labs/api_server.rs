@@ -397,6 +397,10 @@ fn load_balancers_have_addresses_that_answer() {
         let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
         asked.status.success()
     });
+    // The nodes themselves are led to it by their host ports.
+    for i in 1..=2 {
+        cluster.lab.node(i).run(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
+    }
     // What the service does not want any more is free again.
     cluster.server.delete(SERVICES, "echo");
     wait_until(&format!("nobody answers for {address}"), || {
