@@ -1,5 +1,6 @@
 //! A real API server in a lab: what is applied there is what pods' packets meet on two nodes, each with an agent.
 
+mod pools;
 mod server;
 
 use std::process::Output;
@@ -28,6 +29,15 @@ impl Cluster {
 
     /// One that serves further definitions.
     fn with(definitions: &[Value]) -> Cluster {
+        let mut cluster = Cluster::without_agents(definitions);
+        for i in 1..=2 {
+            cluster.start_agent(i);
+        }
+        cluster
+    }
+
+    /// One whose nodes have no agents yet.
+    fn without_agents(definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
             // Other nodes and the ways to them are for the agents to say.
@@ -48,12 +58,9 @@ impl Cluster {
             server.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition);
             server.await_definition(definition["metadata"]["name"].as_str().expect("a name"));
         }
-        let mut cluster = Cluster { agents: vec![None, None], server, lab };
+        let cluster = Cluster { agents: vec![None, None], server, lab };
         for i in 1..=2 {
             cluster.add_node(i);
-        }
-        for i in 1..=2 {
-            cluster.start_agent(i);
         }
         cluster
     }
