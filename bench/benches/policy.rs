@@ -87,9 +87,9 @@ fn rules(count: usize) -> Arc<Rules> {
         staged: false,
     };
     Arc::new(Rules {
-        identities: Vec::new(),
+        identities: Vec::new().into(),
         tiers: vec![Tier { name: "network".into(), order: 0, default: TierDefault::Deny }],
-        policies: vec![Arc::new(policy)],
+        policies: vec![Arc::new(policy)].into(),
         endpoints: vec![Endpoint {
             name: "pod".into(),
             network: "default".into(),

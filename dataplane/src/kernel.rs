@@ -5,6 +5,7 @@
 //!  a tunnel's peer  --> resolve::path_to --> (interface, next hop) --> view.neighbour --> template
 //!                                                      ^ missing or stale: upkeep (pure) --> resolve::probe
 //!  the host port    --> host::prepare_host
+//!  uplinks' routers --> ways (the main table)
 //! ```
 //!
 //! Everything runs on the caller's tokio runtime, which needs I/O and time enabled, and in the network namespace of the
@@ -20,6 +21,7 @@ mod sysctl;
 pub mod upkeep;
 pub mod view;
 pub mod watch;
+mod ways;
 
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ pub use resolve::{Path, Unreachable};
 pub use upkeep::Upkeep;
 pub use view::{Change, KernelView, Link, Neighbour, NeighbourState};
 pub use watch::Watcher;
+pub use ways::Way;
 
 use requests::Requests;
 

@@ -409,7 +409,7 @@ impl Engine {
             mtu: u32::from(mtu),
             gateway_mac: draft.router_mac,
             addresses: host.addresses.clone(),
-            prefixes: host_prefixes(&self.desired, network),
+            prefixes: host_prefixes(&self.desired, network, &draft.underlay_addresses),
         };
         if self.host_port.as_ref() == Some(&port) {
             return;
@@ -608,12 +608,18 @@ impl Engine {
     }
 }
 
-/// What the node reaches by its host port: the network's prefixes, and the cluster addresses of its services beside them.
-fn host_prefixes(desired: &Desired, network: &model::Network) -> Vec<IpNet> {
+/// What the node reaches by its host port: the network's prefixes, and beside them the addresses of its services that are
+/// nobody's own. With a way into the tap to a load balancer's address the kernel also answers ARP for it on the uplink, once
+/// it is announced there.
+fn host_prefixes(desired: &Desired, network: &model::Network, own: &[IpAddr]) -> Vec<IpNet> {
     let mut prefixes: Vec<IpNet> = network.prefixes.iter().map(|prefix| prefix.net()).collect();
     let services = desired.services().filter(|service| service.network == network.name);
-    let addresses = services.flat_map(|service| &service.cluster_ips);
+    let addresses = services.flat_map(|it| it.cluster_ips.iter().chain(&it.load_balancer_ips));
+    // Some load balancers give out the nodes' addresses: these stay where the underlay has them.
+    let is_nodes =
+        |address: &IpAddr| own.contains(address) || desired.peers().any(|it| it.address == *address);
     let beside: BTreeSet<IpNet> = addresses
+        .filter(|address| !is_nodes(address))
         .filter(|&address| !prefixes.iter().any(|prefix| prefix.contains(address)))
         .map(|&address| address.into())
         .collect();

@@ -101,9 +101,9 @@ fn ours(lines: &[Line], questions: &[Question]) -> f64 {
         staged: false,
     };
     let rules = Arc::new(Rules {
-        identities: Vec::new(),
+        identities: Vec::new().into(),
         tiers: vec![Tier { name: "network".into(), order: 0, default: TierDefault::Deny }],
-        policies: vec![Arc::new(policy)],
+        policies: vec![Arc::new(policy)].into(),
         endpoints: vec![Endpoint {
             name: "pod".into(),
             network: "default".into(),

@@ -259,11 +259,13 @@ fn changed(rules: &Rules, change: Change) -> Rules {
             policy.staged = !policy.staged;
         }
         Change::Remove(at) if !rules.policies.is_empty() => {
-            rules.policies.remove(at.index(rules.policies.len()));
+            let at = at.index(rules.policies.len());
+            rules.policies.remove(at);
         }
         Change::Swap(at, policy) if !rules.policies.is_empty() => {
             let at = at.index(rules.policies.len());
-            rules.policies[at] = adopted(&rules, policy);
+            let policy = adopted(&rules, policy);
+            rules.policies[at] = policy;
         }
         Change::Add(policy) => {
             let policy = adopted(&rules, policy);
@@ -287,7 +289,7 @@ fn changed(rules: &Rules, change: Change) -> Rules {
 
 /// A policy of which names are numbers, among the objects of `rules`.
 fn adopted(rules: &Rules, policy: Policy) -> Arc<Policy> {
-    let alone = named(Rules { policies: vec![Arc::new(policy)], ..rules.clone() });
+    let alone = named(Rules { policies: vec![Arc::new(policy)].into(), ..rules.clone() });
     let mut policy = (*alone.policies[0]).clone();
     policy.name = "new".into();
     Arc::new(policy)

@@ -102,6 +102,9 @@ impl<'a> Known<'a> {
 
 /// Where `now` differs from `before`, and what stood there before; what is the same at both ends is left out.
 pub(crate) fn changed<'a, T>(now: &[Arc<T>], before: &'a [Arc<T>]) -> (Range<usize>, &'a [Arc<T>]) {
+    if std::ptr::eq(now, before) {
+        return (now.len()..now.len(), &[]);
+    }
     let same = |(a, b): &(&Arc<T>, &Arc<T>)| Arc::ptr_eq(a, b);
     let head = now.iter().zip(before).take_while(same).count();
     let tail = now[head..].iter().rev().zip(before[head..].iter().rev()).take_while(same).count();

@@ -7,9 +7,9 @@ use crate::check::{Sorted, changed, check};
 use crate::fault::CompileError;
 use crate::layers::Budget;
 use crate::peers::{Block, Peers};
-use crate::rules::{Identity, Peer, Policy, Rules};
+use crate::rules::{Identity, Policy, Rules};
 use crate::selection::Selection;
-use crate::subject::{Stage, Subject, peers_of};
+use crate::subject::{Named, Stage, Subject};
 
 /// Compiled rules; by default of none.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +78,7 @@ pub(crate) fn compile_within(
     let sorted = check(rules, previous.map(|program| (&*program.rules, program.sorted)))?;
     let before = Before::new(rules, previous);
     let selection = Selection::new(rules, previous.map(|program| (&*program.rules, &program.selection)));
-    let groups = groups(rules, &selection);
+    let groups = groups(rules, &selection, &before);
     let peers = cut(rules, &groups, previous);
     let mut program = Program {
         rules: rules.clone(),
@@ -91,17 +91,20 @@ pub(crate) fn compile_within(
     let mut faults = Vec::new();
     for group in groups {
         let peers = &program.peers[group.network];
-        let old = before.alike(&group);
-        let subject = match old {
-            Some(old) if before.peers(group.network).is_some_and(|before| old.fits(before, peers)) => {
+        let first = group.endpoints[0];
+        let subject = match group.rules {
+            Decided::AsBy(old) if before.peers(group.network).is_some_and(|it| old.fits(it, peers)) => {
                 Ok(old.clone())
             }
-            _ => {
-                // Other ids may need other tables; what they decide is the same.
-                let revision = old.map_or(program.next, |old| old.revision());
-                program.next += u64::from(old.is_none());
-                Subject::compile(group.stages, revision, group.endpoints[0], group.network, peers, budget)
-                    .map(Arc::new)
+            // Other ids may need other tables; what they decide is the same.
+            Decided::AsBy(old) => {
+                let rules = (old.stages().to_vec(), Named::by(old.stages()));
+                Subject::compile(rules, old.revision(), first, group.network, peers, budget).map(Arc::new)
+            }
+            Decided::Anew(stages, named) => {
+                program.next += 1;
+                let revision = program.next - 1;
+                Subject::compile((stages, named), revision, first, group.network, peers, budget).map(Arc::new)
             }
         };
         match subject {
@@ -118,51 +121,62 @@ pub(crate) fn compile_within(
 /// Endpoints that the same policies select.
 struct Group<'a> {
     network: &'a str,
-    stages: Vec<Stage>,
+    rules: Decided<'a>,
     endpoints: Vec<&'a str>,
 }
 
+/// By what is decided about the endpoints of a group.
+enum Decided<'a> {
+    /// As by a program of before.
+    AsBy(&'a Arc<Subject>),
+    /// By policies of which there is no program yet.
+    Anew(Vec<Stage>, Named),
+}
+
+impl Group<'_> {
+    fn named(&self) -> &Named {
+        match &self.rules {
+            Decided::AsBy(old) => old.named(),
+            Decided::Anew(_, named) => named,
+        }
+    }
+}
+
 /// The endpoints by what selects them, in the order in which they are given.
-fn groups<'a>(rules: &'a Rules, selection: &Selection) -> Vec<Group<'a>> {
+fn groups<'a>(rules: &'a Rules, selection: &Selection, before: &Before<'a>) -> Vec<Group<'a>> {
     let mut places: HashMap<(&str, Vec<*const Policy>), usize> = HashMap::new();
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (endpoint, policies) in rules.endpoints.iter().zip(&selection.policies) {
         let mut key: Vec<*const Policy> = policies.iter().map(Arc::as_ptr).collect();
         key.sort_unstable();
-        let place = *places.entry((endpoint.network.as_str(), key)).or_insert(groups.len());
+        let (network, name) = (endpoint.network.as_str(), endpoint.name.as_str());
+        let place = *places.entry((network, key)).or_insert(groups.len());
         if place == groups.len() {
             let stages = rules.in_order(policies).into_iter().map(|(tier, policies)| Stage {
                 tier: tier.name.clone(),
                 default: tier.default,
                 policies: policies.into_iter().cloned().collect(),
             });
-            groups.push(Group {
-                network: &endpoint.network,
-                stages: stages.collect(),
-                endpoints: Vec::new(),
-            });
+            let rules = before.decided(network, stages.collect(), name);
+            groups.push(Group { network, rules, endpoints: Vec::new() });
         }
-        groups[place].endpoints.push(&endpoint.name);
+        groups[place].endpoints.push(name);
     }
     groups
 }
 
 /// Cuts the space of each network along its identities and the blocks of the policies in use.
 fn cut(rules: &Rules, groups: &[Group<'_>], previous: Option<&Program>) -> BTreeMap<String, Arc<Peers>> {
-    let mut spaces: BTreeMap<&str, (Vec<Arc<Identity>>, BTreeSet<Block>)> = BTreeMap::new();
+    let mut spaces: BTreeMap<&str, (Vec<Arc<Identity>>, BTreeSet<&Block>)> = BTreeMap::new();
     for identities in rules.identities.chunk_by(|a, b| a.network == b.network) {
         spaces.entry(&identities[0].network).or_default().0.extend_from_slice(identities);
     }
     for group in groups {
-        let blocks = peers_of(&group.stages).filter_map(|peer| match peer {
-            Peer::Prefix { prefix, except } => Some(Block::new(*prefix, except)),
-            Peer::Identity(_) | Peer::World => None,
-        });
-        spaces.entry(group.network).or_default().1.extend(blocks);
+        spaces.entry(group.network).or_default().1.extend(&group.named().blocks);
     }
-    let cut = |(network, (identities, blocks)): (&str, (_, BTreeSet<Block>))| {
+    let cut = |(network, (identities, blocks)): (&str, (_, BTreeSet<&Block>))| {
         let old = previous.and_then(|program| program.peers.get(network));
-        (network.to_owned(), Peers::cut(identities, blocks.into_iter().collect(), old))
+        (network.to_owned(), Peers::cut(identities, blocks.into_iter().cloned().collect(), old))
     };
     spaces.into_iter().map(cut).collect()
 }
@@ -201,25 +215,24 @@ impl<'a> Before<'a> {
         self.program?.peers.get(network)
     }
 
-    /// A program that decides as the policies of `group` do.
-    fn alike(&self, group: &Group<'_>) -> Option<&'a Arc<Subject>> {
-        let nothing = HashSet::new();
-        let changed = self.changed.get(group.network).unwrap_or(&nothing);
-        let other_peers = !changed.is_empty()
-            && peers_of(&group.stages).any(|peer| match peer {
-                Peer::Identity(name) => changed.contains(name.as_str()),
-                Peer::World => true,
-                Peer::Prefix { .. } => false,
-            });
-        if other_peers {
-            return None;
+    /// By what is decided about endpoints that these policies select, e.g. the one of this name.
+    fn decided(&self, network: &str, stages: Vec<Stage>, endpoint: &str) -> Decided<'a> {
+        let decides_alike = |subject: &&'a Arc<Subject>| {
+            subject.network() == network
+                && subject.stages().len() == stages.len()
+                && subject.stages().iter().zip(&stages).all(|(a, b)| a.decides_as(b))
+        };
+        // Most endpoints are decided about as they were.
+        let former = self.program.and_then(|program| program.endpoint(endpoint)).filter(decides_alike);
+        let alike = former.or_else(|| self.subjects.iter().copied().find(decides_alike));
+        let changed = self.changed.get(network);
+        match alike.filter(|it| changed.is_none_or(|changed| !it.named().depends_on(changed))) {
+            Some(alike) => Decided::AsBy(alike),
+            None => {
+                let named = Named::by(&stages);
+                Decided::Anew(stages, named)
+            }
         }
-        self.subjects.iter().copied().find(|subject| {
-            let stages = subject.stages();
-            subject.network() == group.network
-                && stages.len() == group.stages.len()
-                && stages.iter().zip(&group.stages).all(|(a, b)| a.decides_as(b))
-        })
     }
 }
 
@@ -231,7 +244,7 @@ mod tests {
     use crate::fault::Fault;
     use crate::peers::PeerId;
     use crate::rules::{
-        Action, Direction, Directions, Endpoint, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
+        Action, Direction, Directions, Endpoint, Peer, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
     };
     use crate::verdict::{Answer, Decider, Packet};
 
@@ -267,9 +280,9 @@ mod tests {
             staged: false,
         };
         Arc::new(Rules {
-            identities: Vec::new(),
+            identities: Vec::new().into(),
             tiers: vec![Tier { name: "network".into(), order: 0, default: TierDefault::Deny }],
-            policies: vec![Arc::new(policy)],
+            policies: vec![Arc::new(policy)].into(),
             endpoints: vec![Endpoint {
                 name: "pod".into(),
                 network: "default".into(),

@@ -49,7 +49,7 @@ pub use fault::{CompileError, Fault};
 pub use peers::{PeerId, Peers};
 pub use rules::{
     Action, Direction, Directions, Endpoint, Identity, Peer, Policy, PortMatch, Protocol, Rule, Rules,
-    Subjects, Tier, TierDefault,
+    Shared, Subjects, Tier, TierDefault,
 };
 pub use subject::{Staged, Subject};
 pub use verdict::{Answer, Decider, DecisionId, Ground, Packet, RulePath, Verdict};

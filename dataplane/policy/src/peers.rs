@@ -15,7 +15,7 @@
 //! Numbers stay from one compile to the next, so tables made for them stay right.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -179,16 +179,19 @@ impl Peers {
 
     /// Every prefix of both families with its peer. An address that none matches is [`PeerId::OUTSIDE`].
     pub fn prefixes(&self) -> impl Iterator<Item = (IpNet, PeerId)> + '_ {
-        let v4 = self.v4.pieces.iter().map(|piece| {
-            let address = std::net::Ipv4Addr::from((piece.bits >> 96) as u32);
-            (Ipv4Net::new_assert(address, piece.len).into(), PeerId(piece.set))
+        let v4 = self.rows(true).map(|(bits, len, peer)| {
+            (Ipv4Net::new_assert(Ipv4Addr::from((bits >> 96) as u32), len).into(), peer)
         });
-        let v6 = self
-            .v6
-            .pieces
-            .iter()
-            .map(|piece| (Ipv6Net::new_assert(piece.bits.into(), piece.len).into(), PeerId(piece.set)));
+        let v6 =
+            self.rows(false).map(|(bits, len, peer)| (Ipv6Net::new_assert(bits.into(), len).into(), peer));
         v4.chain(v6)
+    }
+
+    /// Every prefix of a family with its peer, in order, outer ones first, as a longest-prefix table takes them: the address
+    /// with its first bit the highest, and how many bits count.
+    pub fn rows(&self, ipv4: bool) -> impl Iterator<Item = (u128, u8, PeerId)> + '_ {
+        let family = if ipv4 { &self.v4 } else { &self.v6 };
+        family.pieces.iter().map(|piece| (piece.bits, piece.len, PeerId(piece.set)))
     }
 
     /// The peer of an address, by a plain search: for tests and for questions of people.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -266,6 +266,42 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A list of objects that is shared until it is changed: most changes of rules are about one list and leave the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared<T>(Arc<Vec<Arc<T>>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Shared<T> {
+        Shared(Arc::default())
+    }
+}
+
+impl<T> From<Vec<Arc<T>>> for Shared<T> {
+    fn from(list: Vec<Arc<T>>) -> Shared<T> {
+        Shared(Arc::new(list))
+    }
+}
+
+impl<T> FromIterator<Arc<T>> for Shared<T> {
+    fn from_iter<I: IntoIterator<Item = Arc<T>>>(objects: I) -> Shared<T> {
+        objects.into_iter().collect::<Vec<_>>().into()
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = Vec<Arc<T>>;
+
+    fn deref(&self) -> &Vec<Arc<T>> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut Vec<Arc<T>> {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
 /// All that a compile needs.
 ///
 /// Give lists that follow each other in the same order: what stands between equal beginnings and ends counts as changed.
@@ -273,11 +309,11 @@ pub struct Endpoint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// The identities of all networks.
-    pub identities: Vec<Arc<Identity>>,
+    pub identities: Shared<Identity>,
     /// The tiers, in any order.
     pub tiers: Vec<Tier>,
     /// The policies of all networks, in any order.
-    pub policies: Vec<Arc<Policy>>,
+    pub policies: Shared<Policy>,
     /// The endpoints of this node.
     pub endpoints: Vec<Endpoint>,
 }

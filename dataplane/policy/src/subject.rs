@@ -1,12 +1,13 @@
 //! What the policies that select an endpoint come to: a classifier for each direction, and the names behind its answers.
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::classifier::{Classifier, MOST_RULES};
 use crate::course::{Course, Judged, Step, TierEnd};
 use crate::fault::Fault;
 use crate::layers::Budget;
-use crate::peers::Peers;
+use crate::peers::{Block, Peers};
 use crate::rules::{Direction, Peer, Policy, Rule, TierDefault};
 use crate::verdict::{Answer, Decider, DecisionId, Ground, Packet, RulePath, Verdict};
 
@@ -36,12 +37,43 @@ fn same_rules(a: &Policy, b: &Policy) -> bool {
         && a.rules == b.rules
 }
 
+/// Whom rules name.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    identities: HashSet<String>,
+    /// Whether one is for whoever is in no identity.
+    world: bool,
+    pub(crate) blocks: BTreeSet<Block>,
+}
+
+impl Named {
+    pub(crate) fn by(stages: &[Stage]) -> Named {
+        let mut named = Named::default();
+        let policies = stages.iter().flat_map(|stage| &stage.policies);
+        for peer in policies.flat_map(|policy| &policy.rules).flat_map(|rule| &rule.peers) {
+            match peer {
+                Peer::Identity(name) if named.identities.contains(name) => {}
+                Peer::Identity(name) => drop(named.identities.insert(name.clone())),
+                Peer::World => named.world = true,
+                Peer::Prefix { prefix, except } => drop(named.blocks.insert(Block::new(*prefix, except))),
+            }
+        }
+        named
+    }
+
+    /// Whether these rules mean others once these identities have other prefixes.
+    pub(crate) fn depends_on(&self, changed: &HashSet<&str>) -> bool {
+        !changed.is_empty() && (self.world || changed.iter().any(|name| self.identities.contains(*name)))
+    }
+}
+
 /// The program of all endpoints that the same policies select.
 #[derive(Debug)]
 pub struct Subject {
     revision: u64,
     network: String,
     stages: Vec<Stage>,
+    named: Named,
     /// By direction.
     classifiers: [Classifier; 2],
 }
@@ -62,9 +94,9 @@ impl From<Judged> for Staged {
 }
 
 impl Subject {
-    /// Compiles what `stages` say for `endpoint`, whose name is for faults only.
+    /// Compiles what `stages` say, which name so and so, for `endpoint`, whose name is for faults only.
     pub(crate) fn compile(
-        stages: Vec<Stage>,
+        (stages, named): (Vec<Stage>, Named),
         revision: u64,
         endpoint: &str,
         network: &str,
@@ -73,7 +105,7 @@ impl Subject {
     ) -> Result<Subject, Fault> {
         let compile = |direction| compile_direction(&stages, direction, endpoint, peers, budget);
         let (ingress, egress) = (compile(Direction::Ingress)?, compile(Direction::Egress)?);
-        Ok(Subject { revision, network: network.to_owned(), stages, classifiers: [ingress, egress] })
+        Ok(Subject { revision, network: network.to_owned(), stages, named, classifiers: [ingress, egress] })
     }
 
     /// A number that no other decision function of this line of programs has.
@@ -202,6 +234,10 @@ impl Subject {
         &self.stages
     }
 
+    pub(crate) fn named(&self) -> &Named {
+        &self.named
+    }
+
     /// Whether its tables, which are right for `before`, are so for `peers`.
     pub(crate) fn fits(&self, before: &Peers, peers: &Peers) -> bool {
         let all_fit = || self.classifiers.iter().all(|classifier| classifier.fits(peers, before.count()));
@@ -211,15 +247,6 @@ impl Subject {
 
 fn rules_of(policy: &Policy, direction: Direction) -> impl Iterator<Item = (usize, &Rule)> {
     policy.rules.iter().enumerate().filter(move |(_, rule)| rule.direction == direction)
-}
-
-/// The peers that rules of `stages` name.
-pub(crate) fn peers_of(stages: &[Stage]) -> impl Iterator<Item = &Peer> {
-    stages
-        .iter()
-        .flat_map(|stage| &stage.policies)
-        .flat_map(|policy| &policy.rules)
-        .flat_map(|rule| &rule.peers)
 }
 
 fn compile_direction(

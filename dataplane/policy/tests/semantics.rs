@@ -67,7 +67,8 @@ fn node(policies: Vec<Policy>) -> Arc<Rules> {
             identity("web", &["10.0.0.1/32", "fd00::1/128"]),
             identity("db", &["10.0.0.2/32"]),
             identity("api", &["10.0.1.1/32", "10.0.1.2/32", "fd00::11/128"]),
-        ],
+        ]
+        .into(),
         tiers: vec![
             tier("baseline", 30, TierDefault::Pass),
             tier("network", 20, TierDefault::Deny),

@@ -9,7 +9,7 @@ use penstock_api::model::{self, RouteTarget};
 
 use super::device::{Device, Owner};
 use crate::flow::DeviceId;
-use crate::kernel::{Kernel, KernelView, Path, Unreachable};
+use crate::kernel::{Kernel, KernelView, Path, Unreachable, Way};
 use crate::tables::compile::{HostFacts, PathFacts, Underlay, UplinkFacts};
 use crate::tables::desired::Desired;
 
@@ -23,6 +23,8 @@ const SOUGHT_FOR: Duration = Duration::from_secs(60);
 pub(super) struct Knowledge {
     /// The kernel's way to each peer; `None` where there is none.
     paths: HashMap<IpAddr, Option<Path>>,
+    /// The kernel's routes, where some route of ours leaves it to the kernel who the next hop is.
+    ways: Option<Vec<Way>>,
     /// Path MTUs from ICMP, and until when they hold.
     learnt: HashMap<IpAddr, (u16, Instant)>,
     /// Neighbours that packets asked for, by interface, and since when.
@@ -49,6 +51,20 @@ impl Knowledge {
                 }
             };
             self.paths.insert(address, path);
+        }
+        self.find_ways(kernel, desired, anew).await;
+    }
+
+    /// Asks for the kernel's routes, if they matter.
+    async fn find_ways(&mut self, kernel: &Kernel, desired: &Desired, anew: bool) {
+        let matter = desired.routes().any(|it| matches!(it.via, RouteTarget::Uplink { gateway: None, .. }));
+        if !matter {
+            self.ways = None;
+        } else if anew || self.ways.is_none() {
+            match kernel.ways().await {
+                Ok(ways) => self.ways = Some(ways),
+                Err(error) => tracing::warn!("{error}; the routers of uplinks stay those known before"),
+            }
         }
     }
 
@@ -102,7 +118,8 @@ impl Knowledge {
             _ => None,
         });
         let wanted = self.wanted.keys().copied();
-        hops.chain(gateways).chain(wanted).filter(|(ifindex, _)| ours(ifindex)).collect()
+        let routers = self.ways.iter().flatten().filter_map(|way| Some((way.ifindex, way.gateway?)));
+        hops.chain(gateways).chain(routers).chain(wanted).filter(|(ifindex, _)| ours(ifindex)).collect()
     }
 
     /// Everything put together.
@@ -145,6 +162,12 @@ impl Knowledge {
             let mtu = path.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
             let facts = PathFacts { uplink: (*name).to_owned(), next_hop: path.next_hop, source, mtu };
             underlay.paths.insert(*address, facts);
+        }
+        // Sorted, so that of several ways to one prefix the one comes first that the kernel prefers.
+        for way in self.ways.iter().flatten() {
+            let Some((name, _)) = names.get(&way.ifindex) else { continue };
+            let ways = underlay.ways.entry((*name).to_owned()).or_default();
+            ways.entry(way.prefix).or_insert(way.gateway);
         }
         for key in self.used(desired, devices) {
             let (ifindex, address) = key;
@@ -270,6 +293,23 @@ mod tests {
         let mut near: Vec<IpAddr> = underlay.neighbours.keys().map(|(_, address)| *address).collect();
         near.sort();
         assert_eq!(near, [ip("10.0.0.2"), ip("10.0.0.9")]);
+    }
+
+    #[test]
+    fn routers_of_an_uplink_are_those_that_the_kernel_prefers() {
+        let desired = desired("");
+        let way = |ifindex, metric, gateway| Way {
+            ifindex,
+            prefix: "0.0.0.0/0".parse().unwrap(),
+            metric,
+            gateway: Some(ip(gateway)),
+        };
+        let ways = vec![way(3, 100, "10.0.0.77"), way(3, 200, "10.0.0.78"), way(4, 0, "10.0.0.79")];
+        let knowledge = Knowledge { ways: Some(ways), ..knowledge(3) };
+        let underlay = knowledge.underlay(&desired, &devices(&desired), &view());
+        let everywhere: ipnet::IpNet = "0.0.0.0/0".parse().unwrap();
+        assert_eq!(underlay.ways, [("u".to_owned(), [(everywhere, Some(ip("10.0.0.77")))].into())].into());
+        assert!(underlay.neighbours.contains_key(&(DeviceId(7), ip("10.0.0.77"))));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! From objects and the kernel's view of the underlay to a snapshot: a pure function.
 
-use std::collections::HashMap;
+mod routes;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use penstock_wire::dsr::ServedAs;
 use penstock_wire::encap::{DscpMode, EncapTemplate, OuterAddresses, OuterPath};
 use penstock_wire::geneve::GeneveOption;
 use penstock_wire::{MacAddr, Vni};
+
+use routes::Rows;
 
 use super::desired::Desired;
 use super::lpm::{LeftAligned, Lpm};
@@ -40,6 +44,8 @@ pub struct Underlay {
     pub host: Option<HostFacts>,
     /// The way to each peer, by its address.
     pub paths: HashMap<IpAddr, PathFacts>,
+    /// The kernel's routes by each uplink, by its name: the router of a prefix, or none where it is on the link.
+    pub ways: BTreeMap<String, BTreeMap<IpNet, Option<IpAddr>>>,
     /// Neighbours on the uplinks.
     pub neighbours: HashMap<(DeviceId, IpAddr), MacAddr>,
     /// Path MTUs learnt from ICMP, by the peer's address.
@@ -164,7 +170,8 @@ impl<'a> Compiler<'a> {
         self.neighbours();
         self.tunnels();
         self.outside();
-        let mut rows: Vec<Vec<(RouteRow, Target)>> = self.networks.iter().map(|_| Vec::new()).collect();
+        let mut rows: Vec<Rows> = self.networks.iter().map(|_| Vec::new()).collect();
+        self.kernel_routes(&mut rows);
         self.implied_routes(&mut rows);
         self.configured_routes(&mut rows);
         for (network, rows) in rows.into_iter().enumerate() {
@@ -336,78 +343,6 @@ impl<'a> Compiler<'a> {
         (self.snapshot.node_pool, self.snapshot.inner_pool) = (pool(outer), pool(&inner));
     }
 
-    /// Routes that follow from endpoints, the host and the peers.
-    fn implied_routes(&mut self, rows: &mut [Vec<(RouteRow, Target)>]) {
-        let row = |address: IpAddr, target: String| RouteRow {
-            prefix: IpNet::from(address),
-            target,
-            implied: true,
-        };
-        if let Some(host) = &self.snapshot.host {
-            let (network, addresses) = (host.network, host.addresses.clone());
-            for (peer, object) in self.desired.peers().enumerate() {
-                let target = self.target_to_peer(network, peer as u32);
-                rows[network as usize].push((row(object.address, format!("peer {}", object.name)), target));
-            }
-            for address in addresses {
-                rows[network as usize].push((row(address, "host".into()), Target::Host));
-            }
-        }
-        for (index, endpoint) in self.snapshot.endpoints.iter().enumerate() {
-            for &address in &endpoint.addresses {
-                let target = format!("endpoint {}", endpoint.name);
-                rows[endpoint.network as usize].push((row(address, target), Target::Endpoint(index as u32)));
-            }
-        }
-    }
-
-    fn configured_routes(&mut self, rows: &mut [Vec<(RouteRow, Target)>]) {
-        for route in self.desired.routes() {
-            let Some(&network) = self.network_index.get(route.network.as_str()) else { continue };
-            let (target, words) = match &route.via {
-                RouteTarget::Peer(name) => {
-                    let Some(&peer) = self.peer_index.get(name.as_str()) else { continue };
-                    (self.target_to_peer(network, peer), format!("peer {name}"))
-                }
-                RouteTarget::Host => (Target::Host, "host".into()),
-                RouteTarget::Blackhole => (Target::Blackhole, "blackhole".into()),
-                RouteTarget::Uplink { uplink, gateway } => {
-                    let Some(facts) = self.underlay.uplinks.get(uplink.as_str()) else { continue };
-                    let native = Target::Native {
-                        device: facts.device,
-                        next_hop: *gateway,
-                        peer: None,
-                        mtu: facts.mtu,
-                    };
-                    let through = gateway.map(|gateway| format!(" through {gateway}")).unwrap_or_default();
-                    (native, format!("uplink {uplink}{through}"))
-                }
-            };
-            let row = RouteRow { prefix: route.prefix.net(), target: words, implied: false };
-            rows[network as usize].push((row, target));
-        }
-    }
-
-    /// The way to a peer in a network: through a tunnel, or as it is where the network says so.
-    fn target_to_peer(&mut self, network: u32, peer: u32) -> Target {
-        let facts = &self.snapshot.peers[peer as usize];
-        let Some(path) = facts.path.clone() else { return Target::Unreachable { peer } };
-        let object = self.networks[network as usize];
-        let on_link = path.next_hop == facts.address;
-        if object.encapsulation == Encapsulation::None || object.cross_subnet && on_link {
-            return Target::Native {
-                device: path.device,
-                next_hop: Some(path.next_hop),
-                peer: Some(peer),
-                mtu: path.mtu,
-            };
-        }
-        let known = self.template_of.get(&(network, peer)).copied();
-        let template = known.unwrap_or_else(|| self.template(network, peer));
-        self.template_of.insert((network, peer), template);
-        Target::Tunnel { peer, template }
-    }
-
     fn template(&mut self, network: u32, peer: u32) -> Option<TemplateId> {
         let object = self.networks[network as usize];
         let facts = &self.snapshot.peers[peer as usize];
@@ -464,12 +399,7 @@ impl<'a> Compiler<'a> {
         kind_of(network) == Some(TunnelKind::Geneve) && services.any(|service| service.dsr)
     }
 
-    fn network(
-        &self,
-        index: usize,
-        rows: Vec<(RouteRow, Target)>,
-        before: Option<&Snapshot>,
-    ) -> Arc<Network> {
+    fn network(&self, index: usize, rows: Rows, before: Option<&Snapshot>) -> Arc<Network> {
         let object = self.networks[index];
         let (rows, targets): (Vec<RouteRow>, Vec<Target>) = rows.into_iter().unzip();
         let mtu = self.network_mtu(index as u32);

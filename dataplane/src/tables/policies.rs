@@ -54,21 +54,29 @@ pub struct PeerTable {
 }
 
 impl PeerTable {
-    fn new(peers: Arc<Peers>) -> PeerTable {
-        let of_family = |ipv4: bool| {
-            let rows = peers.prefixes().filter(move |(prefix, _)| prefix.addr().is_ipv4() == ipv4);
-            Lpm::build(rows.map(|(prefix, peer)| (LeftAligned::from(prefix), peer.get())))
+    /// The table of a network's peers; of the one `before` stays what is about prefixes that did not change.
+    fn new(peers: Arc<Peers>, before: Option<&PeerTable>) -> PeerTable {
+        fn rows(peers: &Peers, ipv4: bool) -> impl Iterator<Item = (LeftAligned, u32)> + '_ {
+            peers.rows(ipv4).map(|(bits, len, peer)| (LeftAligned { bits, len }, peer.get()))
+        }
+        let of_family = |ipv4: bool| match before {
+            Some(before) => before.of_family(ipv4).follow(rows(&before.peers, ipv4), rows(&peers, ipv4)),
+            None => Lpm::build(rows(&peers, ipv4)),
         };
         let (v4, v6) = (of_family(true), of_family(false));
         PeerTable { peers, v4, v6 }
+    }
+
+    #[inline(always)]
+    fn of_family(&self, ipv4: bool) -> &Lpm {
+        if ipv4 { &self.v4 } else { &self.v6 }
     }
 
     /// The peer that an address is.
     #[inline]
     #[must_use]
     pub fn look_up(&self, address: IpAddr) -> PeerId {
-        let table = if address.is_ipv4() { &self.v4 } else { &self.v6 };
-        match table.look_up(key_of(address)) {
+        match self.of_family(address.is_ipv4()).look_up(key_of(address)) {
             Lpm::NONE => PeerId::OUTSIDE,
             number => PeerId::new(number),
         }
@@ -97,8 +105,10 @@ impl Policies {
         let names = desired.networks().map(|network| network.name.as_str());
         let peers = names.filter_map(|name| {
             let peers = program.peers(name)?;
-            let kept = before.peers.get(name).filter(|known| Arc::ptr_eq(&known.peers, peers)).cloned();
-            Some((name.to_owned(), kept.unwrap_or_else(|| Arc::new(PeerTable::new(Arc::clone(peers))))))
+            let old = before.peers.get(name);
+            let kept = old.filter(|old| Arc::ptr_eq(&old.peers, peers)).cloned();
+            let new = || Arc::new(PeerTable::new(Arc::clone(peers), old.map(|old| &**old)));
+            Some((name.to_owned(), kept.unwrap_or_else(new)))
         });
         let peers = peers.collect();
         let mut policies = Policies {

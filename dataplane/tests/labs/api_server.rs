@@ -350,7 +350,6 @@ fn the_cluster_is_told_what_is_honoured_and_what_is_not() {
 }
 
 #[test]
-#[ignore = "given, but not answered for: the kernel answers only for what it does not reach by the same link, and has no route elsewhere to an address of the nodes' own subnet"]
 fn load_balancers_have_addresses_that_answer() {
     let cluster = Cluster::up();
     for i in 1..=2 {

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use penstock_wire::MacAddr;
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, programs, repository, under4, wait_until};
@@ -28,7 +29,9 @@ const PODS: [(&str, &str); 11] = [
     ("y/new", "10.0.1.77"),
     ("y/over", "10.0.1.99"),
 ];
-/// Who is none of them: the nodes of the tables, the first of which has a pod on its own network.
+/// The nodes of the tables, and which node of the lab stands for each.
+const NODES: [(&str, u8); 2] = [("192.0.2.1", 2), ("192.0.2.2", 3)];
+/// A pod on its node's own network.
 const HOST: (&str, &str) = ("x/host", "192.0.2.1");
 
 /// The node that all of them are on: a third one, so that those of the tables are other nodes to each pod.
@@ -36,6 +39,12 @@ const NODE: &str = r#"{
     "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node3"},
     "spec": {"podCIDRs": ["10.0.3.0/24", "fd10:244:1::/64"]},
     "status": {"addresses": [{"type": "InternalIP", "address": "ADDRESS"}]}
+}"#;
+
+/// The network that all of them are in. Who is outside knows the way to pods.
+const NETWORK: &str = r#"{
+    "apiVersion": "penstock.dev/v1alpha1", "kind": "Network", "metadata": {"name": "default"},
+    "spec": {"vni": 100, "prefixes": ["10.0.0.0/16", "fd10:244::/32"], "natOutgoing": false}
 }"#;
 
 /// A table without policies.
@@ -46,11 +55,30 @@ fn address(party: &str) -> &str {
     PODS.iter().chain([&HOST]).find(|(name, _)| *name == party).map_or(party, |(_, address)| address)
 }
 
-/// A node with all pods, and everybody else outside.
+/// The same with the lab's addresses in the place of those of the tables' nodes.
+fn in_lab(text: &str) -> String {
+    NODES.iter().fold(text.to_owned(), |text, (address, i)| text.replace(address, &under4(*i)))
+}
+
+/// A node of the tables: one that knows no more than the kernel's tunnels.
+fn build_node(lab: &Lab, i: u8) {
+    let [ours, theirs] = [1, i].map(|i| MacAddr::from_underlay([192, 168, 51, i].into()));
+    let (node, peer) = (under4(i), under4(1));
+    lab.node(i).run(&format!(
+        "ip link add vx address {theirs} mtu 1450 type vxlan id 100 local {node} dstport 4789 nolearning noudpcsum \
+         && ip link set vx up && bridge fdb append {ours} dev vx dst {peer} \
+         && ip neighbour add 10.0.3.254 lladdr {ours} dev vx \
+         && ip route add 10.0.0.0/16 via 10.0.3.254 dev vx onlink src {node}"
+    ));
+}
+
+/// A node with all pods, the other nodes, and everybody else outside.
 fn build(outsiders: &[&str]) -> Lab {
-    let lab = Lab::up("--nodes 1 --pods 11 --outside --no-daemons");
+    let lab = Lab::up("--nodes 1 --foreign 2 --pods 11 --outside --no-daemons");
     let file = lab.file("node1.toml");
     let mut text = std::fs::read_to_string(&file).expect("the lab wrote it");
+    // Other nodes and the ways to them are for the agent to say.
+    text.truncate(text.find("[[peer]]").expect("the other nodes are peers"));
     text = text.replace("10.244.0.0/16", "10.0.0.0/16").replace("\"10.244.1.254\"", "\"10.0.3.254\"");
     for (j, (_, address)) in (1_u8..).zip(PODS) {
         text = text.replace(&format!("\"10.244.1.{j}\""), &format!("\"{address}\""));
@@ -69,19 +97,20 @@ fn build(outsiders: &[&str]) -> Lab {
     lab.outside().run(&lines.join(" && "));
     lab.node(1)
         .run(&format!("ip route add default via {} && ip route add default via fd50:1::fa", under4(250)));
+    NODES.iter().for_each(|(_, i)| build_node(&lab, *i));
     lab.start(1);
     lab.await_endpoints(1, PODS.len());
     lab
 }
 
 /// Tries all rows at once. Which came through.
-fn attempt(lab: &Lab, rows: &[Row], places: &BTreeMap<&str, String>) -> Vec<bool> {
+fn attempt(lab: &Lab, rows: &[Row], places: &BTreeMap<String, String>) -> Vec<bool> {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {
             json!({
-                "from": address(&row.from), "to": address(&row.to), "protocol": row.protocol, "key": row.key,
-                "allowed": row.allowed,
+                "from": in_lab(address(&row.from)), "to": in_lab(address(&row.to)), "protocol": row.protocol,
+                "key": row.key, "allowed": row.allowed,
             })
         })
         .collect();
@@ -99,18 +128,20 @@ fn attempt(lab: &Lab, rows: &[Row], places: &BTreeMap<&str, String>) -> Vec<bool
 }
 
 /// Has an agent tell the dataplane a table, tries it, and says which rows are otherwise.
-fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<&str, String>) -> Vec<String> {
+fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<String, String>) -> Vec<String> {
     let name = table.file.file_stem().expect("a table has a name").to_string_lossy().into_owned();
     let folder = lab.file(&name);
     std::fs::create_dir(&folder).expect("the lab's own folder");
     for (file, text) in [
         ("cluster.yaml", cluster),
-        ("table.yaml", &table.text),
+        ("table.yaml", table.text.as_str()),
         ("node.json", &NODE.replace("ADDRESS", &under4(1))),
+        ("network.json", NETWORK),
     ] {
         // An agent says what policies mean to the pods of its own node.
-        let text =
-            text.replace("nodeName: node1", "nodeName: node3").replace("nodeName: node2", "nodeName: node3");
+        let text = in_lab(text)
+            .replace("nodeName: node1", "nodeName: node3")
+            .replace("nodeName: node2", "nodeName: node3");
         std::fs::write(folder.join(file), text).expect("the lab's own folder");
     }
     // A new agent for each table is ready when all of it is live, and what the one before wanted is gone.
@@ -130,7 +161,6 @@ fn judge(lab: &Lab, table: &Table, cluster: &str, places: &BTreeMap<&str, String
 }
 
 #[test]
-#[ignore = "every row holds but eight: the lab has no way yet to the addresses of the tables' nodes nor to IPv6 outside"]
 fn every_row_of_every_table_holds_for_packets() {
     let folder = repository().join("control/tests/truth");
     let (_, cluster) = rows::cluster(Path::new(&folder));
@@ -140,13 +170,17 @@ fn every_row_of_every_table_holds_for_packets() {
     outsiders.sort_unstable();
     outsiders.dedup();
     outsiders.retain(|address| PODS.iter().all(|(_, pod)| pod != address));
+    outsiders.retain(|address| NODES.iter().all(|(node, _)| node != address));
     let lab = build(&outsiders);
     let mut places = BTreeMap::new();
     for (j, (_, address)) in (1_u8..).zip(PODS) {
-        places.insert(address, lab.pod(1, j).namespace().to_owned());
+        places.insert(address.to_owned(), lab.pod(1, j).namespace().to_owned());
+    }
+    for (_, i) in NODES {
+        places.insert(under4(i), lab.node(i).namespace().to_owned());
     }
     for address in outsiders {
-        places.insert(address, lab.outside().namespace().to_owned());
+        places.insert(address.to_owned(), lab.outside().namespace().to_owned());
     }
     // Without a policy everything comes through, so that what does not is not for want of a listener.
     let rows = tables.iter().flat_map(|table| &table.rows).map(|row| Row { allowed: true, ..row.clone() });

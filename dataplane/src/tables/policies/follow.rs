@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use penstock_api::model::{self, Key, Name, Object};
-use penstock_policy::{Endpoint, Identity, Policy, Rules, Tier};
+use penstock_policy::{Endpoint, Identity, Policy, Rules, Shared, Tier};
 
 use crate::tables::desired::{Desired, Mark};
 
@@ -75,8 +75,8 @@ impl Followed {
         identities.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
         policies.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
         Rules {
-            identities,
-            policies,
+            identities: identities.into(),
+            policies: policies.into(),
             tiers: desired.tiers().map(Tier::from).collect(),
             endpoints: desired.endpoints().map(Endpoint::from).collect(),
         }
@@ -158,11 +158,14 @@ fn find<T: Keyed>(list: &[Arc<T>], name: &str) -> Option<usize> {
 }
 
 /// Puts an object in the place of the one of its name, or nothing. One that is as it was stays.
-fn put<T: Keyed>(list: &mut Vec<Arc<T>>, name: &str, new: Option<T>) {
+fn put<T: Keyed>(list: &mut Shared<T>, name: &str, new: Option<T>) {
     let old = find(list, name);
     if let (Some(at), Some(new)) = (old, &new)
         && *list[at] == *new
     {
+        return;
+    }
+    if old.is_none() && new.is_none() {
         return;
     }
     if let Some(at) = old {
