@@ -2,6 +2,7 @@
 //!
 //! Objects may come in any order, twice, or late: what is known at the end depends on the last word about each alone.
 
+mod attachment;
 mod network;
 mod owners;
 mod pod;
@@ -12,12 +13,13 @@ mod selector;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_api::model::{self, Name};
 
 use crate::kubernetes::{Key, Kind, Object};
-use owners::Owners;
+use owners::{Claim, Owners};
 use problem::Complaints;
 
 pub use network::{Egress, Network, NodeSettings};
@@ -50,11 +52,14 @@ pub struct Cluster {
     blocks: BTreeMap<String, Block>,
     egress: BTreeMap<String, Egress>,
     settings: BTreeMap<String, NodeSettings>,
-    attachments: BTreeSet<Scoped>,
+    /// Definitions of further interfaces, with the network that they lead to if it is one of ours.
+    attachments: BTreeMap<Scoped, Option<Name>>,
     endpoints: BTreeMap<Name, Arc<model::Endpoint>>,
     /// Label sets that pods share.
     label_sets: HashSet<Arc<Labels>>,
     owners: Owners,
+    /// The same in further networks.
+    further_owners: BTreeMap<Name, Owners>,
     problems: BTreeMap<Key, Vec<Problem>>,
 }
 
@@ -109,10 +114,11 @@ impl Cluster {
             blocks: BTreeMap::new(),
             egress: BTreeMap::new(),
             settings: BTreeMap::new(),
-            attachments: BTreeSet::new(),
+            attachments: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             label_sets: HashSet::new(),
             owners: Owners::default(),
+            further_owners: BTreeMap::new(),
             problems: BTreeMap::new(),
         }
     }
@@ -175,8 +181,9 @@ impl Cluster {
                 let slice = Slice::new(&key.namespace, written, &mut complaints);
                 change.services = self.set_slice(&Scoped::new(&key.namespace, &key.name), slice);
             }
-            Object::NetworkAttachmentDefinition(_) => {
-                self.attachments.insert(Scoped::new(&key.namespace, &key.name));
+            Object::NetworkAttachmentDefinition(written) => {
+                let network = attachment::network(&written.spec, &self.network, &mut complaints);
+                self.define(&Scoped::new(&key.namespace, &key.name), Some(network), &mut change);
             }
             Object::Network(written) => {
                 let network = Network::new(&written.spec, &mut complaints);
@@ -236,9 +243,7 @@ impl Cluster {
                 }
             }
             Kind::EndpointSlice => change.services = self.set_slice(&scoped(), None),
-            Kind::NetworkAttachmentDefinition => {
-                self.attachments.remove(&scoped());
-            }
+            Kind::NetworkAttachmentDefinition => self.define(&scoped(), None, &mut change),
             Kind::Network => change.ground = put(&mut self.networks, &key.name, None),
             Kind::IPPool => {
                 self.other_pools.remove(&key.name);
@@ -256,7 +261,7 @@ impl Cluster {
     }
 
     /// Takes an endpoint of this node: what a pod is attached by, if its name is `NAMESPACE/POD` or begins so with
-    /// another `/` behind. In the pods' own network its addresses are the pod's before Kubernetes says so.
+    /// another `/` behind. Its addresses are the pod's before Kubernetes says so, in its network.
     pub fn attach(&mut self, endpoint: model::Endpoint) -> Change {
         let name = endpoint.name.clone();
         self.set_endpoint(&name, Some(endpoint))
@@ -268,24 +273,32 @@ impl Cluster {
     }
 
     /// Gives a pod an address to be told apart by, where nothing else does.
-    pub(crate) fn place(&mut self, pod: &Scoped, address: std::net::IpAddr) {
+    pub(crate) fn place(&mut self, pod: &Scoped, address: IpAddr) {
         if let Some(known) = self.pods.get_mut(pod) {
             let known = Arc::make_mut(known);
             known.claims.push(address);
-            self.owners.claim(pod, Some(known));
+            self.claim(pod);
             self.settle(pod);
         }
     }
 
     fn set_endpoint(&mut self, name: &Name, endpoint: Option<model::Endpoint>) -> Change {
         let mut change = Change::default();
-        let pod = pod_of(name);
-        let addresses =
-            endpoint.as_ref().filter(|it| it.network == self.network).map(|it| it.addresses.clone());
+        let placed = endpoint.as_ref().map(|it| (it.network.clone(), it.addresses.clone()));
         if put(&mut self.endpoints, name, endpoint.map(Arc::new)) {
             change.endpoints.insert(name.clone());
-            if let Some(pod) = pod {
-                self.owners.attach(&pod, name, addresses.unwrap_or_default());
+            if let Some(pod) = pod_of(name) {
+                let (network, addresses) = placed.unwrap_or((self.network.clone(), Vec::new()));
+                if network != self.network {
+                    self.further_owners.entry(network.clone()).or_default();
+                }
+                // It may have been in another network before.
+                let home = (&self.network, &mut self.owners);
+                for (other, owners) in std::iter::once(home).chain(&mut self.further_owners) {
+                    let addresses = if *other == network { addresses.clone() } else { Vec::new() };
+                    owners.attach(&pod, name, addresses);
+                }
+                self.claim(&pod);
                 change.pods = self.settle(&pod);
                 change.pods.insert(pod);
             }
@@ -293,24 +306,71 @@ impl Cluster {
         change
     }
 
+    /// Takes where a definition of further interfaces leads to, or that there is none any more.
+    fn define(&mut self, name: &Scoped, leads_to: Option<Option<Name>>, change: &mut Change) {
+        if !put(&mut self.attachments, name, leads_to) {
+            return;
+        }
+        // Whether the network is there is looked at with the networks.
+        change.ground = true;
+        let has_it = |pod: &Pod| pod.statuses.iter().any(|(by, _)| by == name);
+        let having: Vec<Scoped> =
+            self.pods.values().filter(|pod| has_it(pod)).map(|pod| pod.key.clone()).collect();
+        for pod in having {
+            self.claim(&pod);
+            change.pods.extend(self.settle(&pod));
+        }
+    }
+
+    /// Enters what a pod claims, in all networks: nothing if it is gone, over, or on its node's network.
+    fn claim(&mut self, key: &Scoped) {
+        let pod = self.pods.get(key).filter(|pod| pod.is_selectable());
+        let mut annotated: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
+        for (by, addresses) in pod.iter().flat_map(|pod| &pod.statuses) {
+            if let Some(Some(network)) = self.attachments.get(by) {
+                annotated.entry(network).or_default().extend(addresses);
+            }
+        }
+        let created = pod.map_or(0, |pod| pod.created);
+        let home = pod.map(|pod| Claim {
+            by_kubelet: pod.claims.clone(),
+            annotated: annotated.remove(&self.network).unwrap_or_default(),
+            created,
+        });
+        self.owners.claim(key, home);
+        for network in
+            annotated.keys().filter(|network| !self.further_owners.contains_key(network)).collect::<Vec<_>>()
+        {
+            self.further_owners.insert((*network).clone(), Owners::default());
+        }
+        for (network, owners) in &mut self.further_owners {
+            let said = annotated.remove(network);
+            let claims = pod.is_some() && (said.is_some() || owners.is_attached(key));
+            let annotated = said.unwrap_or_default();
+            owners.claim(key, claims.then_some(Claim { by_kubelet: Vec::new(), annotated, created }));
+        }
+    }
+
     fn set_pod(&mut self, key: &Scoped, pod: Option<Pod>) -> BTreeSet<Scoped> {
         let mut changed = BTreeSet::new();
         let old = self.pods.get(key).cloned();
         match pod {
             Some(mut pod) => {
-                pod.addresses = old.as_ref().map(|old| old.addresses.clone()).unwrap_or_default();
+                if let Some(old) = &old {
+                    (pod.addresses, pod.further) = (old.addresses.clone(), old.further.clone());
+                }
                 if old.as_deref() == Some(&pod) {
                     return changed;
                 }
-                self.owners.claim(key, Some(&pod));
                 self.pods.insert(key.clone(), Arc::new(pod));
+                self.claim(key);
                 changed.insert(key.clone());
             }
             None => {
                 if self.pods.remove(key).is_none() {
                     return changed;
                 }
-                self.owners.claim(key, None);
+                self.claim(key);
                 changed.insert(key.clone());
             }
         }
@@ -332,6 +392,22 @@ impl Cluster {
                 changed.insert(rival);
             }
         }
+        for (network, owners) in &mut self.further_owners {
+            for rival in owners.take_unsettled(key) {
+                let Some(pod) = self.pods.get_mut(&rival) else { continue };
+                let addresses = if pod.is_selectable() { owners.owned(&rival) } else { Vec::new() };
+                if pod.addresses_in(Some(network)) == addresses {
+                    continue;
+                }
+                let further = &mut Arc::make_mut(pod).further;
+                match addresses.is_empty() {
+                    true => further.remove(network),
+                    false => further.insert(network.clone(), addresses),
+                };
+                changed.insert(rival);
+            }
+        }
+        self.further_owners.retain(|_, owners| !owners.is_empty());
         changed
     }
 
@@ -414,7 +490,7 @@ impl Cluster {
             }
             Kind::Service => scoped(kind, self.services.keys()),
             Kind::EndpointSlice => scoped(kind, self.sliced.keys()),
-            Kind::NetworkAttachmentDefinition => scoped(kind, self.attachments.iter()),
+            Kind::NetworkAttachmentDefinition => scoped(kind, self.attachments.keys()),
             Kind::Network => plain(kind, self.networks.keys()),
             Kind::IPPool => plain(kind, self.pools.keys().chain(&self.other_pools)),
             Kind::IPBlock => plain(kind, self.blocks.keys()),
@@ -497,10 +573,10 @@ impl Cluster {
         &self.settings
     }
 
-    /// Whether pods may ask for a further interface of this name.
+    /// The definitions of further interfaces, with the network that each leads to if our plugin makes them.
     #[must_use]
-    pub fn has_attachment(&self, name: &Scoped) -> bool {
-        self.attachments.contains(name)
+    pub fn attachments(&self) -> &BTreeMap<Scoped, Option<Name>> {
+        &self.attachments
     }
 
     /// The endpoints of this node.

@@ -22,10 +22,10 @@ use penstock_api::model::{
 };
 use penstock_wire::Vni;
 
-use crate::cluster::{Change, Cluster, Level, Network, Policy, Problem, Scoped, Selector, pod_of};
+use crate::cluster::{Change, Cluster, Level, Network, Policy, Problem, Scoped, pod_of};
 use crate::kubernetes::{Key, Kind};
 use ground::{Builder, Ground};
-use rules::Writer;
+use rules::{NodesOn, Writer};
 use services::Claims;
 use sets::{People, Placed, Sets, User};
 
@@ -113,7 +113,7 @@ impl Delta {
 struct Ruled {
     policy: Arc<Policy>,
     used: BTreeSet<usize>,
-    nodes: BTreeSet<Selector>,
+    nodes: BTreeSet<NodesOn>,
     said: BTreeSet<SaidKey>,
 }
 
@@ -125,10 +125,12 @@ pub struct Translation {
     sets: Sets,
     policies: BTreeMap<Key, Ruled>,
     /// Who names which nodes.
-    nodes: BTreeMap<Selector, BTreeSet<User>>,
+    nodes: BTreeMap<NodesOn, BTreeSet<User>>,
     claims: Claims,
     services: BTreeMap<Scoped, Vec<SaidKey>>,
     direct_server_return: bool,
+    /// Networks in which endpoints of unknown pods are closed.
+    closed: BTreeSet<Name>,
     /// What is built anew as a whole.
     ground: Ground,
     ground_refusals: Refusals,
@@ -175,6 +177,7 @@ impl Translation {
             claims: Claims::default(),
             services: BTreeMap::new(),
             direct_server_return: false,
+            closed: BTreeSet::new(),
             ground: Ground::new(),
             ground_refusals: Refusals::new(),
             desired: BTreeMap::new(),
@@ -213,9 +216,20 @@ impl Translation {
             dirty.insert(User(key.clone()));
         }
         let locals = self.local_change(cluster, change);
+        let guests = self.guest_change(cluster, change);
         let stirred = self.move_pods(cluster, change);
         dirty.extend(stirred.users);
         let mut told = stirred.sets;
+        self.follow_ground(cluster, change, locals, guests);
+        let networks = self.ground.keys().filter_map(|key| match key {
+            SaidKey::Network(name) if *name != network => Some(name.clone()),
+            _ => None,
+        });
+        let others = self.sets.know(networks.collect());
+        if let Some(sets) = &others {
+            dirty.extend(self.sets.users_of(sets).cloned());
+            told.extend(sets);
+        }
         for User(key) in &dirty {
             told.extend(self.rule(cluster, key, &network));
         }
@@ -225,9 +239,8 @@ impl Translation {
         if change.ground {
             self.tell_nodes(cluster, &network);
         }
-        self.follow_ground(cluster, change, locals);
         self.follow_services(cluster, change);
-        self.follow_endpoints(cluster, change, locals, &network);
+        self.follow_endpoints(cluster, change, locals || others.is_some());
         self.delta()
     }
 
@@ -248,6 +261,12 @@ impl Translation {
                 let now = cluster.pods().get(key).is_some_and(|pod| self.people.is_local(pod));
                 now || self.people.local.contains(key)
             })
+    }
+
+    /// Whether pods with addresses in further networks are among those that changed: other nodes have ways to each.
+    fn guest_change(&self, cluster: &Cluster, change: &Change) -> bool {
+        let has = |key: &Scoped| cluster.pods().get(key).is_some_and(|pod| !pod.further.is_empty());
+        change.pods.iter().any(|key| self.people.guests.contains(key) || has(key))
     }
 
     fn move_pods(&mut self, cluster: &Cluster, change: &Change) -> sets::Stirred {
@@ -274,6 +293,11 @@ impl Translation {
                 Some(pod) => {
                     *new = Some((Arc::clone(pod), self.people.labels(&key.namespace)));
                     self.people.pods.insert(key.clone(), Arc::clone(pod));
+                    if pod.further.is_empty() {
+                        self.people.guests.remove(key);
+                    } else {
+                        self.people.guests.insert(key.clone());
+                    }
                     if self.people.is_local(pod) {
                         self.people.local.insert(key.clone());
                     } else {
@@ -283,6 +307,7 @@ impl Translation {
                 None => {
                     self.people.pods.remove(key);
                     self.people.local.remove(key);
+                    self.people.guests.remove(key);
                 }
             }
         }
@@ -302,6 +327,7 @@ impl Translation {
             used: BTreeSet::new(),
             named: BTreeSet::new(),
             nodes: BTreeSet::new(),
+            at: None,
         };
         let said = if known.is_some() { writer.write(&ruled.policy) } else { Vec::new() };
         let Writer { mut used, named, nodes, .. } = writer;
@@ -318,7 +344,7 @@ impl Translation {
             }
         }
         for id in &used {
-            self.sets.name(*id, &user, named.contains(id));
+            self.sets.name(*id, &user, |network| named.contains(&(*id, network.cloned())));
         }
         self.name_nodes(cluster, &user, &ruled.nodes, &nodes, network);
         let now: BTreeSet<SaidKey> = said.iter().map(|policy| SaidKey::Policy(policy.name.clone())).collect();
@@ -338,14 +364,17 @@ impl Translation {
     }
 
     /// The identities of a set; those of other shards than it has now are gone.
-    fn tell_set(&mut self, id: usize, network: &Name) {
-        let (identities, gone) = self.sets.tell(id);
-        for name in gone {
+    fn tell_set(&mut self, id: usize, home: &Name) {
+        let told = self.sets.tell(id);
+        for name in told.gone {
             self.say(SaidKey::Identity(name), None);
         }
-        for (name, prefixes) in identities {
-            let identity = Identity { name: name.clone(), network: network.clone(), prefixes };
-            self.say(SaidKey::Identity(name), Some(Said::Identity(identity)));
+        for (network, name, prefixes) in told.identities {
+            let network = network.unwrap_or_else(|| home.clone());
+            self.say(
+                SaidKey::Identity(name.clone()),
+                Some(Said::Identity(Identity { name, network, prefixes })),
+            );
         }
     }
 
@@ -353,32 +382,32 @@ impl Translation {
         &mut self,
         cluster: &Cluster,
         user: &User,
-        before: &BTreeSet<Selector>,
-        now: &BTreeSet<Selector>,
+        before: &BTreeSet<NodesOn>,
+        now: &BTreeSet<NodesOn>,
         network: &Name,
     ) {
-        for selector in now.difference(before) {
-            self.nodes.entry(selector.clone()).or_default().insert(user.clone());
-            self.tell_nodes_of(cluster, selector, network);
+        for nodes in now.difference(before) {
+            self.nodes.entry(nodes.clone()).or_default().insert(user.clone());
+            self.tell_nodes_of(cluster, nodes, network);
         }
-        for selector in before.difference(now) {
-            let users = self.nodes.entry(selector.clone()).or_default();
+        for nodes in before.difference(now) {
+            let users = self.nodes.entry(nodes.clone()).or_default();
             users.remove(user);
             if users.is_empty() {
-                self.nodes.remove(selector);
-                self.say(SaidKey::Identity(names::nodes(selector)), None);
+                self.nodes.remove(nodes);
+                self.say(SaidKey::Identity(names::nodes(&nodes.1, nodes.0.as_ref())), None);
             }
         }
     }
 
     fn tell_nodes(&mut self, cluster: &Cluster, network: &Name) {
-        let selectors: Vec<Selector> = self.nodes.keys().cloned().collect();
-        for selector in selectors {
-            self.tell_nodes_of(cluster, &selector, network);
+        let all: Vec<NodesOn> = self.nodes.keys().cloned().collect();
+        for nodes in all {
+            self.tell_nodes_of(cluster, &nodes, network);
         }
     }
 
-    fn tell_nodes_of(&mut self, cluster: &Cluster, selector: &Selector, network: &Name) {
+    fn tell_nodes_of(&mut self, cluster: &Cluster, (at, selector): &NodesOn, home: &Name) {
         let chosen = cluster.nodes().values().filter(|node| selector.matches(&node.labels));
         let mut prefixes: Vec<Prefix> = chosen
             .flat_map(|node| &node.addresses)
@@ -386,22 +415,27 @@ impl Translation {
             .collect();
         prefixes.sort_unstable();
         prefixes.dedup();
-        let name = names::nodes(selector);
-        let identity = Identity { name: name.clone(), network: network.clone(), prefixes };
-        self.say(SaidKey::Identity(name), Some(Said::Identity(identity)));
+        let name = names::nodes(selector, at.as_ref());
+        let network = at.as_ref().unwrap_or(home).clone();
+        self.say(SaidKey::Identity(name.clone()), Some(Said::Identity(Identity { name, network, prefixes })));
     }
 
-    fn follow_ground(&mut self, cluster: &Cluster, change: &Change, locals: bool) {
+    fn follow_ground(&mut self, cluster: &Cluster, change: &Change, locals: bool, guests: bool) {
         let leaving = !change.egress.is_empty() || (locals && !cluster.egress().is_empty());
         // At first there is none, whatever changed.
-        if !change.ground && !leaving && !self.ground.is_empty() {
+        if !change.ground && !leaving && !guests && !self.ground.is_empty() {
             return;
         }
         let mut refusals = Refusals::new();
-        let mut builder =
-            Builder { cluster, settings: &self.settings, refusals: &mut refusals, ground: Ground::new() };
+        let mut builder = Builder {
+            cluster,
+            people: &self.people,
+            settings: &self.settings,
+            refusals: &mut refusals,
+            ground: Ground::new(),
+        };
         builder.build();
-        ground::egress(&mut builder, &self.people);
+        ground::egress(&mut builder);
         let now = builder.ground;
         let before = std::mem::take(&mut self.ground);
         for gone in before.keys().filter(|key| !now.contains_key(key)) {
@@ -455,25 +489,36 @@ impl Translation {
     }
 
     /// Endpoints are passed on. One whose pod is not known, or is over, is closed: nobody knows who that is.
-    fn follow_endpoints(&mut self, cluster: &Cluster, change: &Change, locals: bool, network: &Name) {
+    fn follow_endpoints(&mut self, cluster: &Cluster, change: &Change, anyway: bool) {
         for name in &change.endpoints {
             let endpoint = cluster.endpoints().get(name).map(|it| Said::Endpoint((**it).clone()));
             self.say(SaidKey::Endpoint(name.clone()), endpoint);
         }
-        if change.endpoints.is_empty() && !locals {
+        if change.endpoints.is_empty() && !anyway {
             return;
         }
-        let mut prefixes: Vec<Prefix> = Vec::new();
-        for (name, endpoint) in cluster.endpoints().iter().filter(|(_, it)| it.network == *network) {
+        let mut unknown: BTreeMap<Name, BTreeSet<Prefix>> = BTreeMap::new();
+        for (name, endpoint) in cluster.endpoints() {
             let Some(pod) = pod_of(name) else { continue };
-            if cluster.pods().get(&pod).is_none_or(|pod| !pod.is_selectable()) {
-                prefixes.extend(endpoint.addresses.iter().filter_map(|it| Prefix::new((*it).into()).ok()));
+            // One in a network that there is not is nowhere.
+            let is_somewhere = self.ground.contains_key(&SaidKey::Network(endpoint.network.clone()));
+            if is_somewhere && cluster.pods().get(&pod).is_none_or(|pod| !pod.is_selectable()) {
+                let prefixes = endpoint.addresses.iter().filter_map(|it| Prefix::new((*it).into()).ok());
+                unknown.entry(endpoint.network.clone()).or_default().extend(prefixes);
             }
         }
-        prefixes.sort_unstable();
-        prefixes.dedup();
-        let name = names::name("Penstock/unknown-pods");
-        let closed = (!prefixes.is_empty()).then(|| SaidPolicy {
+        let now: BTreeSet<Name> = unknown.keys().cloned().collect();
+        for network in std::mem::replace(&mut self.closed, now.clone()).union(&now) {
+            let further = (network != cluster.network()).then_some(network);
+            let name = names::name(&names::on("Penstock/unknown-pods", further));
+            let prefixes = unknown.remove(network).map(|it| it.into_iter().collect());
+            self.close(name, network, prefixes);
+        }
+    }
+
+    /// Lets nothing through from or to addresses of a network, if there are any.
+    fn close(&mut self, name: Name, network: &Name, prefixes: Option<Vec<Prefix>>) {
+        let closed = prefixes.is_some().then(|| SaidPolicy {
             name: name.clone(),
             network: network.clone(),
             tier: rules::tier(Level::Admin),
@@ -483,8 +528,9 @@ impl Translation {
             staged: false,
             rules: rules::deny_everything(),
         });
-        let identity = Identity { name: name.clone(), network: network.clone(), prefixes };
-        self.say(SaidKey::Identity(name.clone()), closed.is_some().then_some(Said::Identity(identity)));
+        let identity = |prefixes| Identity { name: name.clone(), network: network.clone(), prefixes };
+        let identity = prefixes.map(|prefixes| Said::Identity(identity(prefixes)));
+        self.say(SaidKey::Identity(name.clone()), identity);
         self.say(SaidKey::Policy(name), closed.map(Said::Policy));
     }
 
@@ -513,3 +559,6 @@ impl Translation {
         delta
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,9 +91,17 @@ fn pod(number: usize, form: usize) -> String {
         3 => String::new(),
         form => format!("podIP: 10.19.0.{},", number / 2 + 10 * (form / 2)),
     };
+    // Multus says of some which address they have elsewhere.
+    let status = match number % 3 {
+        0 => String::new(),
+        _ => format!(
+            "annotations: {{ k8s.v1.cni.cncf.io/network-status: '[{{\"name\":\"n0/fast\",\"ips\":[\"10.200.0.{}\"]}}]' }},",
+            number / 2 + 10 * (form / 2),
+        ),
+    };
     let phase = if form == 2 && number.is_multiple_of(2) { "Succeeded" } else { "Running" };
     format!(
-        "{{ apiVersion: v1, kind: Pod, metadata: {{ namespace: n{namespace}, name: p{number}, labels: {{ app: {label} }},
+        "{{ apiVersion: v1, kind: Pod, metadata: {{ namespace: n{namespace}, name: p{number}, labels: {{ app: {label} }}, {status}
            creationTimestamp: \"2026-01-0{}T00:00:00Z\" }},
            spec: {{ nodeName: node{}, containers: [{{ name: c, ports: [{{ name: web, containerPort: {} }}] }}] }},
            status: {{ {address} phase: {phase} }} }}",
@@ -155,6 +163,13 @@ fn names_what_is_there(desired: &BTreeMap<SaidKey, Arc<Said>>) {
             Said::Policy(policy) => {
                 there(SaidKey::Tier(policy.tier.clone()), key);
                 policy.identities().for_each(|(_, name)| there(SaidKey::Identity(name.clone()), key));
+                for (_, name) in policy.identities() {
+                    let Said::Identity(identity) = &*desired[&SaidKey::Identity(name.clone())] else {
+                        panic!("{name}")
+                    };
+                    assert_eq!(identity.network, policy.network, "{key} names {name} of another network");
+                }
+                there(SaidKey::Network(policy.network.clone()), key);
             }
             Said::Backends(backends) => there(SaidKey::Service(backends.service.clone()), key),
             Said::EgressIp(egress) => {

@@ -1,30 +1,43 @@
 //! Whose an address is when several pods say that it is theirs.
 //!
 //! Addresses are used again, and the last word about the pod that had one before may come late. The pod that is attached
-//! here has it, else the one that was created last; of two of one second the one whose name sorts last.
+//! here has it, else one of which kubelet says so (others say it in an annotation), else the one that was created last; of
+//! two of one second the one whose name sorts last.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use penstock_api::model::Name;
 
-use super::pod::{Pod, Scoped};
+use super::pod::Scoped;
 
 /// A pod's right to an address: the greatest has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Right {
     attached: bool,
+    by_kubelet: bool,
     created: i64,
     pod: Scoped,
 }
 
-/// What pods claim.
+/// What a pod claims in one network.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    /// By its status, which its kubelet writes.
+    pub(super) by_kubelet: Vec<IpAddr>,
+    /// By its annotations.
+    pub(super) annotated: Vec<IpAddr>,
+    /// When it was created, in seconds since 1970.
+    pub(super) created: i64,
+}
+
+/// What pods claim in one network.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     /// Most addresses have one claimant.
     claimants: HashMap<IpAddr, Vec<Right>>,
     /// What a pod that is known claims, and since when it is there.
-    told: HashMap<Scoped, (Vec<IpAddr>, i64)>,
+    told: HashMap<Scoped, Claim>,
     /// What endpoints of this node claim for their pods.
     attached: HashMap<Scoped, BTreeMap<Name, Vec<IpAddr>>>,
     /// What each pod claims as it stands in `claimants`.
@@ -34,12 +47,22 @@ pub(super) struct Owners {
 
 impl Owners {
     /// Takes what a pod claims; nothing any more if it is gone, over, or on its node's network.
-    pub(super) fn claim(&mut self, key: &Scoped, pod: Option<&Pod>) {
-        match pod.filter(|pod| pod.is_selectable()) {
-            Some(pod) => self.told.insert(key.clone(), (pod.claims.clone(), pod.created)),
+    pub(super) fn claim(&mut self, key: &Scoped, claim: Option<Claim>) {
+        match claim {
+            Some(claim) => self.told.insert(key.clone(), claim),
             None => self.told.remove(key),
         };
         self.enter(key);
+    }
+
+    /// Whether an endpoint claims anything for a pod.
+    pub(super) fn is_attached(&self, pod: &Scoped) -> bool {
+        self.attached.contains_key(pod)
+    }
+
+    /// Whether nobody claims anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.told.is_empty() && self.attached.is_empty() && self.unsettled.is_empty()
     }
 
     /// Takes what an endpoint claims for its pod.
@@ -68,13 +91,19 @@ impl Owners {
             }
         }
         // Of a pod that is not known, or over, an endpoint says nothing.
-        let Some((told, created)) = self.told.get(key) else { return };
+        let Some(told) = self.told.get(key) else { return };
         let attached: BTreeSet<IpAddr> =
             self.attached.get(key).into_iter().flat_map(BTreeMap::values).flatten().copied().collect();
-        let addresses: BTreeSet<IpAddr> = told.iter().copied().chain(attached.iter().copied()).collect();
+        let said = told.by_kubelet.iter().chain(&told.annotated);
+        let addresses: BTreeSet<IpAddr> = said.chain(&attached).copied().collect();
         let mut entered = Vec::new();
         for address in addresses {
-            let right = Right { attached: attached.contains(&address), created: *created, pod: key.clone() };
+            let right = Right {
+                attached: attached.contains(&address),
+                by_kubelet: told.by_kubelet.contains(&address),
+                created: told.created,
+                pod: key.clone(),
+            };
             let rights = self.claimants.entry(address).or_default();
             self.unsettled.extend(rights.iter().map(|right| right.pod.clone()));
             rights.push(right.clone());

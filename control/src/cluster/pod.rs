@@ -1,11 +1,13 @@
 //! Pods, namespaces and nodes, pruned to what a dataplane is told of them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Node as WrittenNode, Pod as WrittenPod};
-use penstock_api::model::{Prefix, Protocol};
+use penstock_api::model::{Name, Prefix, Protocol};
 
+use super::attachment;
 use super::problem::Complaints;
 use super::selector::Labels;
 
@@ -53,8 +55,14 @@ pub struct Pod {
     /// The addresses that are its own: what it claims, less what a newer pod does. None of a finished pod or of one that
     /// is on its node's network.
     pub addresses: Vec<IpAddr>,
+    /// The same in further networks, by network: what this node attached it by, and what Multus wrote to it (the
+    /// annotation `k8s.v1.cni.cncf.io/network-status`) of definitions that lead there. Until that is written, other nodes
+    /// know of no such address: peers of policies do not have it.
+    pub further: BTreeMap<Name, Vec<IpAddr>>,
     /// The addresses that it says are its own.
     pub(super) claims: Vec<IpAddr>,
+    /// The addresses that it has by definitions of further interfaces.
+    pub(super) statuses: Vec<(Scoped, Vec<IpAddr>)>,
     /// Its ports that have names, sorted.
     pub ports: Vec<PodPort>,
     /// The node that it runs on; empty before there is one.
@@ -81,6 +89,15 @@ impl Pod {
         self.ports.iter().filter(wanted)
     }
 
+    /// Its addresses in the pods' own network, or in a further one.
+    #[must_use]
+    pub fn addresses_in(&self, further: Option<&Name>) -> &[IpAddr] {
+        match further {
+            None => &self.addresses,
+            Some(network) => self.further.get(network).map_or(&[], Vec::as_slice),
+        }
+    }
+
     /// What of `written` counts.
     pub(super) fn new(key: Scoped, written: &WrittenPod, labels: Arc<Labels>) -> Pod {
         let spec = written.spec.as_ref();
@@ -98,11 +115,15 @@ impl Pod {
             claims.sort_unstable();
             claims.dedup();
         }
+        let statuses =
+            if finished || host_network { Vec::new() } else { attachment::statuses(written, &key.namespace) };
         Pod {
             key,
             labels,
             addresses: Vec::new(),
+            further: BTreeMap::new(),
             claims,
+            statuses,
             ports: spec
                 .map(|spec| named_ports(&spec.containers, spec.init_containers.as_deref()))
                 .unwrap_or_default(),

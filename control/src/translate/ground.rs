@@ -10,6 +10,7 @@ use penstock_api::model::{
 };
 
 use super::rules::{TIERS, tier};
+use super::sets::People;
 use super::{Refusals, Settings, names};
 use crate::cluster::{Cluster, Level, Network, Node, NodeSettings, Problem};
 use crate::kubernetes::{Key, Kind};
@@ -30,6 +31,7 @@ struct Place {
 /// Builds the ground of one node.
 pub(super) struct Builder<'a> {
     pub(super) cluster: &'a Cluster,
+    pub(super) people: &'a People,
     pub(super) settings: &'a Settings,
     pub(super) refusals: &'a mut Refusals,
     pub(super) ground: Ground,
@@ -76,6 +78,21 @@ impl Builder<'_> {
                 continue;
             }
             self.network(&said, network, &peers);
+        }
+        self.definitions();
+    }
+
+    /// Definitions of further interfaces lead to networks that there are.
+    fn definitions(&mut self) {
+        for (name, network) in self.cluster.attachments() {
+            let Some(network) = network else { continue };
+            if !self.ground.contains_key(&SaidKey::Network(network.clone())) {
+                let problem = format!(
+                    "leads to network {network}, which is not there, so that nobody is attached by it"
+                );
+                let key = Key::new(Kind::NetworkAttachmentDefinition, &name.namespace, &name.name);
+                self.refuse(key, Problem::new("spec.config", problem, "add a Network of this name"));
+            }
         }
     }
 
@@ -157,6 +174,7 @@ impl Builder<'_> {
             };
             self.put(Said::Route(Route { network: name.clone(), prefix, via }));
         }
+        self.guests(name, &own_name, &taken, peers);
         self.way_out(name, network, prefixes, own);
     }
 
@@ -263,8 +281,8 @@ fn tunnel_addresses(cluster: &Cluster, node: &Node) -> Vec<IpAddr> {
 
 /// Pods of this node that leave under chosen addresses: of the egress addresses that select a pod, the one whose name
 /// sorts first counts, for each family.
-pub(super) fn egress(builder: &mut Builder<'_>, people: &super::sets::People) {
-    let cluster = builder.cluster;
+pub(super) fn egress(builder: &mut Builder<'_>) {
+    let (cluster, people) = (builder.cluster, builder.people);
     let local: Vec<_> = match &people.node {
         Some(_) => people.local.iter().filter_map(|name| people.pods.get(name)).collect(),
         None => people.pods.values().collect(),

@@ -47,8 +47,15 @@ pub(super) fn set(key: &SetKey) -> String {
 }
 
 /// `nodes/role.edge/9f86d081884c7d65`.
-pub(super) fn nodes(selector: &Selector) -> Name {
-    name(&format!("nodes/{}/{:016x}", readable(selector), hash(format!("{selector:?}").as_bytes())))
+pub(super) fn nodes(selector: &Selector, further: Option<&Name>) -> Name {
+    let plain = format!("nodes/{}/{:016x}", readable(selector), hash(format!("{selector:?}").as_bytes()));
+    name(&on(&plain, further))
+}
+
+/// What is called `plain` in the pods' own network, in that one or in a further one: `shop/web/on/blue`. No name that
+/// Kubernetes has in it gives another one so.
+pub(super) fn on(plain: &str, further: Option<&Name>) -> String {
+    further.map_or_else(|| plain.to_owned(), |network| format!("{plain}/on/{network}"))
 }
 
 /// The name of one of `shards` identities of a set.
@@ -57,11 +64,11 @@ pub(super) fn shard(set: &str, shard: usize, shards: usize) -> Name {
 }
 
 /// The name of a policy: `shop/web` for that of a namespace, `ClusterNetworkPolicy/web` for others; `class` tells those
-/// apart that one policy becomes.
-pub(super) fn policy(key: &Key, class: Option<&str>) -> Name {
+/// apart that one policy becomes, `further` those of further networks.
+pub(super) fn policy(key: &Key, class: Option<&str>, further: Option<&Name>) -> Name {
     let place = if key.namespace.is_empty() { key.kind.as_str() } else { &key.namespace };
     let class = class.map(|class| format!("/{:08x}", hash(class.as_bytes()) as u32)).unwrap_or_default();
-    name(&format!("{place}/{}{class}", key.name))
+    name(&on(&format!("{place}/{}{class}", key.name), further))
 }
 
 /// `text` as a name: what a name cannot hold stands as `-`, and of a long one the end as a number.

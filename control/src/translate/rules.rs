@@ -32,11 +32,16 @@ pub(super) struct Writer<'a> {
     pub(super) sets: &'a mut Sets,
     /// The sets that it uses.
     pub(super) used: BTreeSet<usize>,
-    /// Those of them whose identities it names.
-    pub(super) named: BTreeSet<usize>,
-    /// The nodes that it names.
-    pub(super) nodes: BTreeSet<Selector>,
+    /// Those of them whose identities it names, and where.
+    pub(super) named: BTreeSet<(usize, Option<Name>)>,
+    /// The nodes that it names, and where.
+    pub(super) nodes: BTreeSet<NodesOn>,
+    /// The further network that is written about, if it is not the pods' own.
+    pub(super) at: Option<Name>,
 }
+
+/// Chosen nodes as peers in the pods' own network or in a further one.
+pub(super) type NodesOn = (Option<Name>, Selector);
 
 impl Writer<'_> {
     fn acquire(&mut self, key: SetKey) -> usize {
@@ -47,8 +52,11 @@ impl Writer<'_> {
 
     fn names_of(&mut self, key: SetKey) -> Vec<Name> {
         let id = self.acquire(key);
-        self.named.insert(id);
-        self.sets.get(id).map(|set| set.names()).unwrap_or_default()
+        let names = self.sets.get(id).map(|set| set.names(self.at.as_ref())).unwrap_or_default();
+        if !names.is_empty() {
+            self.named.insert((id, self.at.clone()));
+        }
+        names
     }
 
     /// The set of a policy's own pods.
@@ -56,9 +64,24 @@ impl Writer<'_> {
         SetKey { pods: pods.clone(), having: None, local: self.people.node.is_some() }
     }
 
-    /// What a policy says. One whose rules for what comes in name ports says it once for each meaning that the names
-    /// have among its pods.
+    /// What a policy says: in the pods' own network, and the same in every further one in which any of its own pods has an
+    /// address. Peers are there who have addresses there; one that has none matches nothing.
     pub(super) fn write(&mut self, policy: &Policy) -> Vec<Said> {
+        let mut said = self.write_here(policy);
+        let Some(subject) = policy.subject.as_ref().filter(|_| !said.is_empty()) else { return said };
+        let key = self.subject_key(subject);
+        let own = self.acquire(key);
+        for network in self.sets.networks_of(own) {
+            self.at = Some(network);
+            said.extend(self.write_here(policy));
+        }
+        self.at = None;
+        said
+    }
+
+    /// What a policy says in one network. One whose rules for what comes in name ports says it once for each meaning that
+    /// the names have among its pods.
+    fn write_here(&mut self, policy: &Policy) -> Vec<Said> {
         let Some(subject) = &policy.subject else { return Vec::new() };
         if !policy.ingress && !policy.egress {
             return Vec::new();
@@ -85,7 +108,10 @@ impl Writer<'_> {
             let class = format!("{meaning:?}");
             let key = SetKey { having: Some(Having::Exactly(meaning.clone())), ..key.clone() };
             let subjects = self.names_of(key);
-            said.push(self.say(policy, Some(&class), subjects, &meaning));
+            // Those who mean it so may all have no address in a further network.
+            if !subjects.is_empty() {
+                said.push(self.say(policy, Some(&class), subjects, &meaning));
+            }
         }
         said
     }
@@ -108,8 +134,8 @@ impl Writer<'_> {
         directions.extend(policy.ingress.then_some(PolicyDirection::Ingress));
         directions.extend(policy.egress.then_some(PolicyDirection::Egress));
         Said {
-            name: names::policy(&self.user.0, class),
-            network: self.network.clone(),
+            name: names::policy(&self.user.0, class, self.at.as_ref()),
+            network: self.at.as_ref().unwrap_or(self.network).clone(),
             tier: tier(policy.level),
             order: policy.order,
             subjects: Subjects::Identities(subjects),
@@ -169,6 +195,10 @@ impl Writer<'_> {
                     let names = self.names_of(SetKey { pods: (*pods).clone(), having, local: false });
                     peers.extend(names.into_iter().map(RulePeer::Identity));
                 }
+                if peers.is_empty() {
+                    // Nobody who calls it so is here, and no peers would be all.
+                    continue;
+                }
                 let called = format!("{}-{}-{}-{}", rule.name, port.name, port.protocol, port.number);
                 rules.push(said(rule, called, peers, vec![port_of(&port)]));
             }
@@ -186,8 +216,8 @@ impl Writer<'_> {
                     said.extend(names.into_iter().map(RulePeer::Identity));
                 }
                 Peer::Nodes(selector) => {
-                    self.nodes.insert(selector.clone());
-                    said.push(RulePeer::Identity(names::nodes(selector)));
+                    self.nodes.insert((self.at.clone(), selector.clone()));
+                    said.push(RulePeer::Identity(names::nodes(selector, self.at.as_ref())));
                 }
                 Peer::Block { prefix, except } => {
                     said.push(RulePeer::Prefix { prefix: *prefix, except: except.clone() });

@@ -61,6 +61,8 @@ pub(super) struct People {
     /// The node whose pods are local; all are without it.
     pub(super) node: Option<String>,
     pub(super) local: BTreeSet<Scoped>,
+    /// The pods that have addresses in further networks.
+    pub(super) guests: BTreeSet<Scoped>,
 }
 
 impl People {
@@ -169,77 +171,48 @@ fn anchors_of_pod<'a>(pod: &'a Pod, namespace: &'a Labels) -> impl Iterator<Item
     fixed.into_iter().chain(spaces).chain(pods)
 }
 
-/// One set.
+/// The addresses that the pods of a set have in one network, as identities of that network.
 #[derive(Debug)]
-pub(super) struct Set {
-    key: Arc<SetKey>,
-    name: String,
+struct Dealt {
     /// Addresses by shard.
     shards: Vec<BTreeSet<IpAddr>>,
     addresses: usize,
-    /// How many pods there are, those without an address yet among them.
-    pods: usize,
-    /// The named ports of its pods, with how many have each.
-    pub(super) ports: BTreeMap<PodPort, usize>,
-    /// Who wants to hear of it.
-    users: BTreeSet<User>,
-    /// Who of them names its identities.
+    /// Who names its identities.
     named_by: BTreeSet<User>,
     /// The identities that the dataplane was told.
     told: Vec<Name>,
-    /// The shards that it was told otherwise, or not at all.
+    /// The shards that it was told otherwise.
     stale: BTreeSet<usize>,
 }
 
-impl Set {
-    /// Whether nobody is in it.
-    pub(super) fn is_empty(&self) -> bool {
-        self.pods == 0
+impl Default for Dealt {
+    fn default() -> Self {
+        Self {
+            shards: vec![BTreeSet::new()],
+            addresses: 0,
+            named_by: BTreeSet::new(),
+            told: Vec::new(),
+            stale: BTreeSet::new(),
+        }
     }
+}
 
-    /// The names of its identities.
-    pub(super) fn names(&self) -> Vec<Name> {
-        (0..self.shards.len()).map(|shard| names::shard(&self.name, shard, self.shards.len())).collect()
-    }
-
-    /// The addresses of a shard.
-    fn prefixes(&self, shard: usize) -> Vec<Prefix> {
-        let addresses = self.shards[shard].iter();
-        addresses.filter_map(|address| Prefix::new((*address).into()).ok()).collect()
-    }
-
+impl Dealt {
     fn shard_of(&self, address: IpAddr) -> usize {
         // A power of two.
         names::hash_of_address(address) as usize & (self.shards.len() - 1)
     }
 
-    fn add(&mut self, pod: &Pod) {
-        self.pods += 1;
-        for port in &pod.ports {
-            *self.ports.entry(port.clone()).or_default() += 1;
-        }
-        for address in &pod.addresses {
-            let shard = self.shard_of(*address);
-            self.addresses += usize::from(self.shards[shard].insert(*address));
-            self.stale.insert(shard);
-        }
+    fn add(&mut self, address: IpAddr) {
+        let shard = self.shard_of(address);
+        self.addresses += usize::from(self.shards[shard].insert(address));
+        self.stale.insert(shard);
     }
 
-    fn take(&mut self, pod: &Pod) {
-        self.pods -= 1;
-        for port in &pod.ports {
-            if let Some(count) = self.ports.get_mut(port) {
-                *count -= 1;
-                if *count == 0 {
-                    self.ports.remove(port);
-                }
-            }
-        }
-        for address in &pod.addresses {
-            let shard = self.shard_of(*address);
-            self.addresses -= usize::from(self.shards[shard].remove(address));
-            self.stale.insert(shard);
-        }
+    fn take(&mut self, address: IpAddr) {
+        let shard = self.shard_of(address);
+        self.addresses -= usize::from(self.shards[shard].remove(&address));
+        self.stale.insert(shard);
     }
 
     /// Deals the addresses anew if there are now too many or too few; the number of shards follows from their number.
@@ -256,6 +229,117 @@ impl Set {
         }
         self.stale = (0..wanted).collect();
         true
+    }
+
+    fn names(&self, set: &str) -> Vec<Name> {
+        (0..self.shards.len()).map(|shard| names::shard(set, shard, self.shards.len())).collect()
+    }
+
+    /// Adds its identities that are to be told anew, and those that are gone: all if nobody names it or it is not wanted.
+    fn tell(&mut self, set: &str, further: Option<&Name>, wanted: bool, told: &mut Told) {
+        if !wanted || self.named_by.is_empty() {
+            told.gone.append(&mut self.told);
+            return;
+        }
+        let mut stale = std::mem::take(&mut self.stale);
+        if self.told.is_empty() {
+            stale = (0..self.shards.len()).collect();
+        }
+        let names = self.names(set);
+        for shard in stale {
+            let addresses = self.shards[shard].iter();
+            let prefixes = addresses.filter_map(|address| Prefix::new((*address).into()).ok()).collect();
+            told.identities.push((further.cloned(), names[shard].clone(), prefixes));
+        }
+        let gone = std::mem::replace(&mut self.told, names);
+        told.gone.extend(gone.into_iter().filter(|name| !self.told.contains(name)));
+    }
+}
+
+/// What is to be told of a set.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Identities in the pods' own network or in a further one.
+    pub(super) identities: Vec<(Option<Name>, Name, Vec<Prefix>)>,
+    /// Identities that are gone.
+    pub(super) gone: Vec<Name>,
+}
+
+/// One set.
+#[derive(Debug)]
+pub(super) struct Set {
+    key: Arc<SetKey>,
+    name: String,
+    /// In the pods' own network.
+    home: Dealt,
+    /// In further networks, where any of its pods has an address.
+    further: BTreeMap<Name, Dealt>,
+    /// How many pods there are, those without an address yet among them.
+    pods: usize,
+    /// The named ports of its pods, with how many have each.
+    pub(super) ports: BTreeMap<PodPort, usize>,
+    /// Who wants to hear of it.
+    users: BTreeSet<User>,
+}
+
+impl Set {
+    /// Whether nobody is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pods == 0
+    }
+
+    /// The names of its identities in the pods' own network or a further one; none in one where it has no addresses.
+    pub(super) fn names(&self, further: Option<&Name>) -> Vec<Name> {
+        match further {
+            None => self.home.names(&self.name),
+            Some(network) => {
+                let dealt = self.further.get(network).filter(|dealt| dealt.addresses > 0);
+                dealt.map(|dealt| dealt.names(&names::on(&self.name, further))).unwrap_or_default()
+            }
+        }
+    }
+
+    /// The further networks in which its pods have addresses.
+    pub(super) fn networks(&self) -> impl Iterator<Item = &Name> {
+        self.further.iter().filter(|(_, dealt)| dealt.addresses > 0).map(|(network, _)| network)
+    }
+
+    fn all_dealt(&mut self) -> impl Iterator<Item = &mut Dealt> {
+        std::iter::once(&mut self.home).chain(self.further.values_mut())
+    }
+
+    fn add(&mut self, pod: &Pod) {
+        self.pods += 1;
+        for port in &pod.ports {
+            *self.ports.entry(port.clone()).or_default() += 1;
+        }
+        pod.addresses.iter().for_each(|address| self.home.add(*address));
+        for (network, addresses) in &pod.further {
+            let dealt = self.further.entry(network.clone()).or_default();
+            addresses.iter().for_each(|address| dealt.add(*address));
+        }
+    }
+
+    fn take(&mut self, pod: &Pod) {
+        self.pods -= 1;
+        for port in &pod.ports {
+            if let Some(count) = self.ports.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ports.remove(port);
+                }
+            }
+        }
+        pod.addresses.iter().for_each(|address| self.home.take(*address));
+        for (network, addresses) in &pod.further {
+            let dealt = self.further.entry(network.clone()).or_default();
+            addresses.iter().for_each(|address| dealt.take(*address));
+        }
+    }
+
+    /// Deals the addresses anew where there are now too many or too few.
+    fn deal(&mut self) -> bool {
+        self.all_dealt().fold(false, |dealt, it| it.deal() | dealt)
     }
 }
 
@@ -277,6 +361,8 @@ pub(super) struct Sets {
     ids: HashMap<Arc<SetKey>, usize>,
     slots: Vec<Option<Set>>,
     free: Vec<usize>,
+    /// The further networks that the dataplane knows.
+    networks: BTreeSet<Name>,
     index: HashMap<Anchor, BTreeSet<usize>>,
 }
 
@@ -297,14 +383,11 @@ impl Sets {
         let mut set = Set {
             key: Arc::clone(&key),
             name: names::set(&key),
-            shards: vec![BTreeSet::new()],
-            addresses: 0,
+            home: Dealt::default(),
+            further: BTreeMap::new(),
             pods: 0,
             ports: BTreeMap::new(),
             users: BTreeSet::from([user.clone()]),
-            named_by: BTreeSet::new(),
-            told: Vec::new(),
-            stale: BTreeSet::from([0]),
         };
         for pod in people.members(&key) {
             set.add(pod);
@@ -326,11 +409,13 @@ impl Sets {
     pub(super) fn release(&mut self, id: usize, user: &User) -> Vec<Name> {
         let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) else { return Vec::new() };
         set.users.remove(user);
-        set.named_by.remove(user);
+        for dealt in set.all_dealt() {
+            dealt.named_by.remove(user);
+        }
         if !set.users.is_empty() {
             return Vec::new();
         }
-        let names = std::mem::take(&mut set.told);
+        let names = set.all_dealt().flat_map(|dealt| std::mem::take(&mut dealt.told)).collect();
         let key = Arc::clone(&set.key);
         for anchor in anchors_of_set(&key) {
             if let Some(ids) = self.index.get_mut(&anchor) {
@@ -346,37 +431,56 @@ impl Sets {
         names
     }
 
-    /// Says whether `user` names the identities of a set that it uses.
-    pub(super) fn name(&mut self, id: usize, user: &User, named: bool) {
-        if let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) {
-            if named {
-                if set.named_by.is_empty() {
-                    set.stale = (0..set.shards.len()).collect();
-                }
-                set.named_by.insert(user.clone());
+    /// Says where `user` names the identities of a set that it uses.
+    pub(super) fn name(&mut self, id: usize, user: &User, is_named: impl Fn(Option<&Name>) -> bool) {
+        let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) else { return };
+        let further = set.further.iter_mut().map(|(network, dealt)| (Some(network), dealt));
+        for (network, dealt) in std::iter::once((None, &mut set.home)).chain(further) {
+            if is_named(network) {
+                dealt.named_by.insert(user.clone());
             } else {
-                set.named_by.remove(user);
+                dealt.named_by.remove(user);
             }
         }
     }
 
-    /// The identities of a set that are to be told anew, and those that are gone: all if nobody names it.
-    pub(super) fn tell(&mut self, id: usize) -> (Vec<(Name, Vec<Prefix>)>, Vec<Name>) {
-        let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) else {
-            return (Vec::new(), Vec::new());
-        };
-        if set.named_by.is_empty() {
-            return (Vec::new(), std::mem::take(&mut set.told));
+    /// The further networks that the dataplane knows, of those in which a set has addresses.
+    pub(super) fn networks_of(&self, id: usize) -> Vec<Name> {
+        let networks = self.get(id).into_iter().flat_map(Set::networks);
+        networks.filter(|network| self.networks.contains(network)).cloned().collect()
+    }
+
+    /// Takes which further networks the dataplane knows. The sets that have anything in others than before, which are to
+    /// be told anew, or nothing if these are the same.
+    pub(super) fn know(&mut self, networks: BTreeSet<Name>) -> Option<BTreeSet<usize>> {
+        if self.networks == networks {
+            return None;
         }
-        let stale = std::mem::take(&mut set.stale);
-        if stale.is_empty() {
-            return (Vec::new(), Vec::new());
+        self.networks = networks;
+        let sets = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, set)| set.as_ref().is_some_and(|set| !set.further.is_empty()));
+        Some(sets.map(|(id, _)| id).collect())
+    }
+
+    /// Who uses any of the sets.
+    pub(super) fn users_of<'a>(&'a self, sets: &'a BTreeSet<usize>) -> impl Iterator<Item = &'a User> {
+        sets.iter().filter_map(|id| self.get(*id)).flat_map(|set| &set.users)
+    }
+
+    /// What is to be told of a set.
+    pub(super) fn tell(&mut self, id: usize) -> Told {
+        let mut told = Told::default();
+        let Some(set) = self.slots.get_mut(id).and_then(Option::as_mut) else { return told };
+        set.home.tell(&set.name, None, true, &mut told);
+        for (network, dealt) in &mut set.further {
+            let wanted = dealt.addresses > 0 && self.networks.contains(network);
+            dealt.tell(&names::on(&set.name, Some(network)), Some(network), wanted, &mut told);
         }
-        let names = set.names();
-        let identities = stale.into_iter().map(|shard| (names[shard].clone(), set.prefixes(shard))).collect();
-        let mut gone = std::mem::replace(&mut set.told, names);
-        gone.retain(|name| !set.told.contains(name));
-        (identities, gone)
+        set.further.retain(|_, dealt| dealt.addresses > 0);
+        told
     }
 
     fn candidates(&self, (pod, namespace): &Placed) -> BTreeSet<usize> {
@@ -394,14 +498,14 @@ impl Sets {
     /// Moves pods from what they were to what they are.
     pub(super) fn stir(&mut self, moved: &[(Option<Placed>, Option<Placed>)], people: &People) -> Stirred {
         let mut stirred = Stirred::default();
-        let mut before: BTreeMap<usize, (bool, Vec<PodPort>)> = BTreeMap::new();
+        let mut before: BTreeMap<usize, (bool, Vec<PodPort>, Vec<Name>)> = BTreeMap::new();
         let mut joins: Vec<(usize, &Arc<Pod>)> = Vec::new();
         let mut leaves: Vec<(usize, &Arc<Pod>)> = Vec::new();
         for (old, new) in moved {
             let was = old.as_ref().map(|old| self.holding(old, people)).unwrap_or_default();
             let is = new.as_ref().map(|new| self.holding(new, people)).unwrap_or_default();
             let alike = matches!((old, new), (Some((old, _)), Some((new, _)))
-                if old.addresses == new.addresses && old.ports == new.ports);
+                if old.addresses == new.addresses && old.further == new.further && old.ports == new.ports);
             if let Some((old, _)) = old {
                 leaves.extend(was.iter().filter(|id| !alike || !is.contains(id)).map(|id| (*id, old)));
             }
@@ -411,7 +515,8 @@ impl Sets {
         }
         for (id, _) in leaves.iter().chain(&joins) {
             if let Some(set) = self.get(*id) {
-                let state = || (set.is_empty(), set.ports.keys().cloned().collect());
+                let networks = || set.networks().cloned().collect();
+                let state = || (set.is_empty(), set.ports.keys().cloned().collect(), networks());
                 before.entry(*id).or_insert_with(state);
             }
         }
@@ -426,11 +531,11 @@ impl Sets {
                 set.add(pod);
             }
         }
-        for (id, (was_empty, ports)) in before {
+        for (id, (was_empty, ports, networks)) in before {
             let Some(set) = &mut self.slots[id] else { continue };
             stirred.sets.insert(id);
             let dealt = set.deal();
-            let others = !set.ports.keys().eq(&ports);
+            let others = !set.ports.keys().eq(&ports) || !set.networks().eq(&networks);
             // Policies look at each of their own pods if these have named ports.
             let own = (set.key.local || people.node.is_none()) && set.key.having.is_none();
             if dealt || others || was_empty != set.is_empty() || own {

@@ -105,9 +105,13 @@ impl Cluster {
     }
 
     fn start_agent(&mut self, i: u8) {
+        self.start_agent_with(i, "");
+    }
+
+    fn start_agent_with(&mut self, i: u8, flags: &str) {
         let lab = &self.lab;
         let line = format!(
-            "{} --node node{i} --kubeconfig {} --socket {} --namespace {NAMESPACE} --listen 127.0.0.1:9470 --log-format json",
+            "{} --node node{i} --kubeconfig {} --socket {} --namespace {NAMESPACE} --listen 127.0.0.1:9470 --log-format json {flags}",
             programs().join("penstock-agent").display(),
             self.server.kubeconfig().display(),
             lab.file(&format!("node{i}.sock")).display(),

@@ -1,5 +1,6 @@
 //! DPDK's testpmd as an accelerated pod, with every kind of ring, towards every kind of neighbour.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use penstock_wire::MacAddr;
@@ -9,11 +10,16 @@ use crate::stateful::apply;
 use crate::vhost::{FENCED, vhost4};
 
 /// DPDK's testpmd with a virtio-user port.
-struct Testpmd(Child);
+pub struct Testpmd(Child);
 
 impl Testpmd {
     fn start(lab: &Lab, i: u8, j: u8, device: &str, mode: &str) -> Testpmd {
         let socket = lab.file(&format!("node{i}-vhost{j}.sock"));
+        Testpmd::at(&socket, &format!("{i}-{j}"), &format!("mac=02:03:00:00:0{i}:0{j},{device}"), mode)
+    }
+
+    /// With a socket, by a name that no other at the same time has.
+    pub fn at(socket: &Path, name: &str, device: &str, mode: &str) -> Testpmd {
         let mut command = Command::new("dpdk-testpmd");
         command.args(["--in-memory", "--no-pci", "--single-file-segments", "--no-telemetry", "-m", "128"]);
         command.args([
@@ -22,12 +28,9 @@ impl Testpmd {
             "--main-lcore",
             "0",
             "--file-prefix",
-            &format!("penstock{}-{i}-{j}", std::process::id()),
+            &format!("penstock{}-{name}", std::process::id()),
         ]);
-        command.arg(format!(
-            "--vdev=net_virtio_user0,path={},mac=02:03:00:00:0{i}:0{j},queue_size=256,{device}",
-            socket.display()
-        ));
+        command.arg(format!("--vdev=net_virtio_user0,path={},queue_size=256,{device}", socket.display()));
         command.args(["--", "--auto-start", "--total-num-mbufs=16384"]).args(mode.split_whitespace());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Testpmd(command.spawn().expect("dpdk-testpmd, which scripts/setup installs"))

@@ -15,6 +15,8 @@ const ADDRESS: &str = "192.168.51.200";
 const ADMIN: &str = "admin-token";
 /// The token of the agents' account, which may do what the chart lets it.
 const AGENT: &str = "agent-token";
+/// The token of Multus's account.
+const MULTUS: &str = "multus-token";
 /// Where the chart puts the agents' account and their lease.
 pub const NAMESPACE: &str = "penstock-system";
 /// Where `scripts/setup --tests` puts what renders the chart.
@@ -77,12 +79,14 @@ impl Server {
         succeed(openssl);
         let tokens = format!(
             "{ADMIN},admin,1,system:masters\n\
-             {AGENT},system:serviceaccount:{NAMESPACE}:penstock-agent,2,\"system:serviceaccounts,system:authenticated\"\n"
+             {AGENT},system:serviceaccount:{NAMESPACE}:penstock-agent,2,\"system:serviceaccounts,system:authenticated\"\n\
+             {MULTUS},system:serviceaccount:kube-system:multus,3,\"system:serviceaccounts,system:authenticated\"\n"
         );
         std::fs::write(folder.join("tokens.csv"), tokens).expect("the lab's own folder");
         let mut server = Server { place, folder, process: None, etcd: Some(etcd) };
         server.restart(lab);
-        server.write_kubeconfig();
+        server.write_kubeconfig(&server.kubeconfig(), AGENT);
+        server.write_kubeconfig(&server.kubeconfig_of_multus(), MULTUS);
         server
     }
 
@@ -122,17 +126,22 @@ impl Server {
         self.folder.join("kubeconfig")
     }
 
+    /// What Multus learns of it by.
+    pub fn kubeconfig_of_multus(&self) -> PathBuf {
+        self.folder.join("multus.kubeconfig")
+    }
+
     fn certificate(&self) -> PathBuf {
         self.folder.join("certificates/apiserver.crt")
     }
 
-    fn write_kubeconfig(&self) {
+    fn write_kubeconfig(&self, file: &Path, token: &str) {
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: lab\nclusters:\n- name: lab\n  cluster: {{server: \"https://{ADDRESS}:6443\", \
-             certificate-authority: {}}}\nusers:\n- name: agent\n  user: {{token: {AGENT}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: agent}}\n",
+             certificate-authority: {}}}\nusers:\n- name: agent\n  user: {{token: {token}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: agent}}\n",
             self.certificate().display()
         );
-        std::fs::write(self.kubeconfig(), text).expect("the lab's own folder");
+        std::fs::write(file, text).expect("the lab's own folder");
     }
 
     fn curl(&self, method: &str, path: &str, kind: &str, body: Option<&Path>) -> String {
