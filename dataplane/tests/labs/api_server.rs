@@ -2,6 +2,7 @@
 
 mod crowd;
 mod multus;
+mod pools;
 mod server;
 
 use std::process::Output;
@@ -30,11 +31,15 @@ impl Cluster {
 
     /// One that serves further definitions.
     fn with(definitions: &[Value]) -> Cluster {
-        Cluster::with_pods_in("10.244.0.0/16", definitions)
+        let mut cluster = Cluster::without_agents("10.244.0.0/16", definitions);
+        for i in 1..=2 {
+            cluster.start_agent(i);
+        }
+        cluster
     }
 
-    /// One with another prefix of pods.
-    fn with_pods_in(prefix: &str, definitions: &[Value]) -> Cluster {
+    /// One whose nodes have no agents yet, with pods in an IPv4 prefix.
+    fn without_agents(prefix: &str, definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
             // Other nodes and the ways to them are for the agents to say.
@@ -55,12 +60,9 @@ impl Cluster {
             server.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition);
             server.await_definition(definition["metadata"]["name"].as_str().expect("a name"));
         }
-        let mut cluster = Cluster { agents: vec![None, None], server, lab };
+        let cluster = Cluster { agents: vec![None, None], server, lab };
         for i in 1..=2 {
             cluster.add_node(i);
-        }
-        for i in 1..=2 {
-            cluster.start_agent(i);
         }
         cluster
     }
