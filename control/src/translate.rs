@@ -8,6 +8,7 @@
 //! ```
 
 mod ground;
+mod guests;
 mod names;
 mod rules;
 mod services;
@@ -25,6 +26,7 @@ use penstock_wire::Vni;
 use crate::cluster::{Change, Cluster, Level, Network, Policy, Problem, Scoped, pod_of};
 use crate::kubernetes::{Key, Kind};
 use ground::{Builder, Ground};
+use guests::Guests;
 use rules::{NodesOn, Writer};
 use services::Claims;
 use sets::{People, Placed, Sets, User};
@@ -134,6 +136,7 @@ pub struct Translation {
     /// What is built anew as a whole.
     ground: Ground,
     ground_refusals: Refusals,
+    guests: Guests,
     desired: BTreeMap<SaidKey, Arc<Said>>,
     refusals: Refusals,
     /// What changed in the round at hand: what there was before.
@@ -180,6 +183,7 @@ impl Translation {
             closed: BTreeSet::new(),
             ground: Ground::new(),
             ground_refusals: Refusals::new(),
+            guests: Guests::default(),
             desired: BTreeMap::new(),
             refusals: Refusals::new(),
             touched: BTreeMap::new(),
@@ -216,16 +220,12 @@ impl Translation {
             dirty.insert(User(key.clone()));
         }
         let locals = self.local_change(cluster, change);
-        let guests = self.guest_change(cluster, change);
         let stirred = self.move_pods(cluster, change);
         dirty.extend(stirred.users);
         let mut told = stirred.sets;
-        self.follow_ground(cluster, change, locals, guests);
-        let networks = self.ground.keys().filter_map(|key| match key {
-            SaidKey::Network(name) if *name != network => Some(name.clone()),
-            _ => None,
-        });
-        let others = self.sets.know(networks.collect());
+        let rebuilt = self.follow_ground(cluster, change, locals);
+        self.follow_guests(change, rebuilt);
+        let others = if rebuilt { self.sets.know(self.further_networks(&network)) } else { None };
         if let Some(sets) = &others {
             dirty.extend(self.sets.users_of(sets).cloned());
             told.extend(sets);
@@ -261,12 +261,6 @@ impl Translation {
                 let now = cluster.pods().get(key).is_some_and(|pod| self.people.is_local(pod));
                 now || self.people.local.contains(key)
             })
-    }
-
-    /// Whether pods with addresses in further networks are among those that changed: other nodes have ways to each.
-    fn guest_change(&self, cluster: &Cluster, change: &Change) -> bool {
-        let has = |key: &Scoped| cluster.pods().get(key).is_some_and(|pod| !pod.further.is_empty());
-        change.pods.iter().any(|key| self.people.guests.contains(key) || has(key))
     }
 
     fn move_pods(&mut self, cluster: &Cluster, change: &Change) -> sets::Stirred {
@@ -420,22 +414,18 @@ impl Translation {
         self.say(SaidKey::Identity(name.clone()), Some(Said::Identity(Identity { name, network, prefixes })));
     }
 
-    fn follow_ground(&mut self, cluster: &Cluster, change: &Change, locals: bool, guests: bool) {
+    /// Whether it was built anew.
+    fn follow_ground(&mut self, cluster: &Cluster, change: &Change, locals: bool) -> bool {
         let leaving = !change.egress.is_empty() || (locals && !cluster.egress().is_empty());
         // At first there is none, whatever changed.
-        if !change.ground && !leaving && !guests && !self.ground.is_empty() {
-            return;
+        if !change.ground && !leaving && !self.ground.is_empty() {
+            return false;
         }
         let mut refusals = Refusals::new();
-        let mut builder = Builder {
-            cluster,
-            people: &self.people,
-            settings: &self.settings,
-            refusals: &mut refusals,
-            ground: Ground::new(),
-        };
+        let mut builder =
+            Builder { cluster, settings: &self.settings, refusals: &mut refusals, ground: Ground::new() };
         builder.build();
-        ground::egress(&mut builder);
+        ground::egress(&mut builder, &self.people);
         let now = builder.ground;
         let before = std::mem::take(&mut self.ground);
         for gone in before.keys().filter(|key| !now.contains_key(key)) {
@@ -448,6 +438,34 @@ impl Translation {
         }
         self.ground = now;
         self.ground_refusals = refusals;
+        true
+    }
+
+    fn follow_guests(&mut self, change: &Change, rebuilt: bool) {
+        let mut pods: BTreeSet<Scoped> = BTreeSet::new();
+        if rebuilt {
+            pods = self.guests.stand_on(&self.ground);
+            pods.extend(self.people.guests.iter().cloned());
+        }
+        let is_guest = |key: &&Scoped| self.guests.has(key) || self.people.guests.contains(*key);
+        pods.extend(change.pods.iter().filter(is_guest).cloned());
+        let (now, gone) = self.guests.follow(&pods, &self.people, &self.ground);
+        for key in gone {
+            self.say(key, None);
+        }
+        for way in now {
+            let said = Said::Route(way);
+            self.say(said.key(), Some(said));
+        }
+    }
+
+    /// The networks that the dataplane knows, besides the pods' own.
+    fn further_networks(&self, home: &Name) -> BTreeSet<Name> {
+        let networks = self.ground.keys().filter_map(|key| match key {
+            SaidKey::Network(name) if name != home => Some(name.clone()),
+            _ => None,
+        });
+        networks.collect()
     }
 
     fn follow_services(&mut self, cluster: &Cluster, change: &Change) {

@@ -308,7 +308,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         self.dataplane.awaited().await?;
         let pod = pod_of(&attach);
         let facts = match &pod {
-            Some(pod) => self.pods.facts(pod).await?,
+            Some(pod) => self.pods.facts(pod).await?.of_interface(&attach.id.ifname),
             None => PodFacts::default(),
         };
         let giving = self.giving.read().await;

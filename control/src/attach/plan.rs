@@ -59,11 +59,37 @@ pub struct PodFacts {
     pub identity: Option<Name>,
 }
 
+/// The interface of the pods' own network, as kubelets and runtimes have them call it.
+const FIRST: &str = "eth0";
+
+impl PodFacts {
+    /// What they say of one interface: annotations as they stand are about the first, `eth0`; of another one, those that end
+    /// with its name are (`penstock.dev/interface.net1`).
+    #[must_use]
+    pub fn of_interface(mut self, ifname: &str) -> Self {
+        if ifname == FIRST {
+            return self;
+        }
+        let own = |key: &str| {
+            key.starts_with("penstock.dev/") || [INGRESS_ANNOTATION, EGRESS_ANNOTATION].contains(&key)
+        };
+        let ending = format!(".{ifname}");
+        let meant = self.annotations.iter().filter_map(|(key, value)| {
+            let key = key.strip_suffix(&ending).filter(|key| own(key))?;
+            Some((key.to_owned(), value.clone()))
+        });
+        let meant: Vec<(String, String)> = meant.collect();
+        self.annotations.retain(|key, _| !own(key));
+        self.annotations.extend(meant);
+        self
+    }
+}
+
 fn wrong(msg: impl Into<String>) -> Failure {
     Failure::new(Code::Config, msg)
 }
 
-/// The annotation that says how a pod is attached.
+/// The annotation that says how a pod is attached; of further interfaces with their name behind ([`PodFacts::of_interface`]).
 pub(super) const MODE_ANNOTATION: &str = "penstock.dev/interface";
 /// The annotation that says which addresses a pod gets, parted by commas.
 pub(super) const ADDRESSES_ANNOTATION: &str = "penstock.dev/addresses";

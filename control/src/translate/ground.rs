@@ -10,7 +10,6 @@ use penstock_api::model::{
 };
 
 use super::rules::{TIERS, tier};
-use super::sets::People;
 use super::{Refusals, Settings, names};
 use crate::cluster::{Cluster, Level, Network, Node, NodeSettings, Problem};
 use crate::kubernetes::{Key, Kind};
@@ -31,7 +30,6 @@ struct Place {
 /// Builds the ground of one node.
 pub(super) struct Builder<'a> {
     pub(super) cluster: &'a Cluster,
-    pub(super) people: &'a People,
     pub(super) settings: &'a Settings,
     pub(super) refusals: &'a mut Refusals,
     pub(super) ground: Ground,
@@ -174,36 +172,7 @@ impl Builder<'_> {
             };
             self.put(Said::Route(Route { network: name.clone(), prefix, via }));
         }
-        self.guests(name, &own_name, &taken, peers);
         self.way_out(name, network, prefixes, own);
-    }
-
-    /// Ways to pods of other nodes in a further network, whose addresses any plugin may have given: one for each address
-    /// that is not in a range of its node.
-    fn guests(
-        &mut self,
-        network: &Name,
-        own_name: &str,
-        places: &BTreeMap<Prefix, String>,
-        peers: &BTreeSet<String>,
-    ) {
-        let people = self.people;
-        for pod in people.guests.iter().filter_map(|key| people.pods.get(key)) {
-            if pod.node == own_name || !peers.contains(&pod.node) {
-                continue;
-            }
-            for address in pod.addresses_in(Some(network)) {
-                let own = places.iter().filter(|(_, node)| **node == pod.node);
-                let Ok(prefix) = Prefix::new(IpNet::from(*address)) else { continue };
-                if own.into_iter().any(|(range, _)| range.net().contains(address))
-                    || places.contains_key(&prefix)
-                {
-                    continue;
-                }
-                let via = RouteTarget::Peer(names::name(&pod.node));
-                self.put(Said::Route(Route { network: network.clone(), prefix, via }));
-            }
-        }
     }
 
     /// The addresses that belong to a network: where it does not say so itself, those that its pods may have.
@@ -309,8 +278,8 @@ fn tunnel_addresses(cluster: &Cluster, node: &Node) -> Vec<IpAddr> {
 
 /// Pods of this node that leave under chosen addresses: of the egress addresses that select a pod, the one whose name
 /// sorts first counts, for each family.
-pub(super) fn egress(builder: &mut Builder<'_>) {
-    let (cluster, people) = (builder.cluster, builder.people);
+pub(super) fn egress(builder: &mut Builder<'_>, people: &super::sets::People) {
+    let cluster = builder.cluster;
     let local: Vec<_> = match &people.node {
         Some(_) => people.local.iter().filter_map(|name| people.pods.get(name)).collect(),
         None => people.pods.values().collect(),

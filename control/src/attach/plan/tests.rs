@@ -92,3 +92,24 @@ fn a_socket_is_where_its_device_is() {
     let beside = r#"{"cniVersion":"1.1.0","name":"n","deviceID":"vhost-user-4"}"#;
     assert_eq!(of(&Config::read(beside.as_bytes()).unwrap()).unwrap().0, Path::new("/d/vhost-user-4"));
 }
+
+#[test]
+fn a_further_interface_has_annotations_of_its_own() {
+    let all = [
+        (MODE_ANNOTATION, "tap"),
+        ("penstock.dev/interface.net1", "vhost-user"),
+        (ADDRESSES_ANNOTATION, "10.1.0.7"),
+        ("kubernetes.io/egress-bandwidth.net2", "1M"),
+        (INGRESS_ANNOTATION, "2M"),
+        ("example.org/other", "x"),
+    ];
+    let of = |ifname: &str| annotated(&all).of_interface(ifname);
+    assert_eq!(of("eth0"), annotated(&all));
+    let nothing = config(json!({}));
+    assert_eq!(mode(&nothing, &of("net1")).unwrap(), Mode::VhostUser);
+    assert_eq!(mode(&nothing, &of("net2")).unwrap(), Mode::Veth);
+    assert_eq!(requested(&nothing, &of("net1")).unwrap(), [] as [IpAddr; 0]);
+    assert_eq!(limits(&nothing, &of("net1")).unwrap(), None);
+    assert_eq!(limits(&nothing, &of("net2")).unwrap().unwrap().egress_bits_per_second, Some(1_000_000));
+    assert_eq!(of("net2").annotations.get("example.org/other").map(String::as_str), Some("x"));
+}

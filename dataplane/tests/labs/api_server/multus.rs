@@ -173,7 +173,10 @@ impl Pod {
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
                     "name": self.name, "namespace": "default", "labels": {"app": app},
-                    "annotations": {"k8s.v1.cni.cncf.io/networks": wanted.to_string()},
+                    // The latter is about the first interface alone.
+                    "annotations": {
+                        "k8s.v1.cni.cncf.io/networks": wanted.to_string(), "penstock.dev/interface": "veth",
+                    },
                 },
                 "spec": {
                     "nodeName": format!("node{}", self.node),
