@@ -178,6 +178,34 @@ impl Builder<'_> {
         self.way_out(name, network, prefixes, own);
     }
 
+    /// Ways to pods of other nodes in a further network, whose addresses any plugin may have given: one for each address
+    /// that is not in a range of its node.
+    fn guests(
+        &mut self,
+        network: &Name,
+        own_name: &str,
+        places: &BTreeMap<Prefix, String>,
+        peers: &BTreeSet<String>,
+    ) {
+        let people = self.people;
+        for pod in people.guests.iter().filter_map(|key| people.pods.get(key)) {
+            if pod.node == own_name || !peers.contains(&pod.node) {
+                continue;
+            }
+            for address in pod.addresses_in(Some(network)) {
+                let own = places.iter().filter(|(_, node)| **node == pod.node);
+                let Ok(prefix) = Prefix::new(IpNet::from(*address)) else { continue };
+                if own.into_iter().any(|(range, _)| range.net().contains(address))
+                    || places.contains_key(&prefix)
+                {
+                    continue;
+                }
+                let via = RouteTarget::Peer(names::name(&pod.node));
+                self.put(Said::Route(Route { network: network.clone(), prefix, via }));
+            }
+        }
+    }
+
     /// The addresses that belong to a network: where it does not say so itself, those that its pods may have.
     fn prefixes(&self, name: &Name, network: &Network, places: &[Place]) -> Vec<Prefix> {
         if !network.prefixes.is_empty() {

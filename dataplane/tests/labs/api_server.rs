@@ -1,5 +1,6 @@
 //! A real API server in a lab: what is applied there is what pods' packets meet on two nodes, each with an agent.
 
+mod multus;
 mod pools;
 mod server;
 
