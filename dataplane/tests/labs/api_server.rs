@@ -1,5 +1,6 @@
 //! A real API server in a lab: what is applied there is what pods' packets meet on two nodes, each with an agent.
 
+mod crowd;
 mod multus;
 mod pools;
 mod server;
@@ -30,7 +31,12 @@ impl Cluster {
 
     /// One that serves further definitions.
     fn with(definitions: &[Value]) -> Cluster {
-        let mut cluster = Cluster::without_agents(definitions);
+        Cluster::with_pods_in("10.244.0.0/16", definitions)
+    }
+
+    /// One with another prefix of pods.
+    fn with_pods_in(prefix: &str, definitions: &[Value]) -> Cluster {
+        let mut cluster = Cluster::without_agents(prefix, definitions);
         for i in 1..=2 {
             cluster.start_agent(i);
         }
@@ -38,7 +44,7 @@ impl Cluster {
     }
 
     /// One whose nodes have no agents yet.
-    fn without_agents(definitions: &[Value]) -> Cluster {
+    fn without_agents(prefix: &str, definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
             // Other nodes and the ways to them are for the agents to say.
@@ -52,7 +58,7 @@ impl Cluster {
         // Agents have no more leave than the chart gives them.
         server.install_chart(&[
             "uplink.interface=uplink",
-            "network.prefixes={10.244.0.0/16,fd10:244::/32}",
+            &format!("network.prefixes={{{prefix},fd10:244::/32}}"),
             "network.natOutgoing=false",
         ]);
         for definition in definitions {
@@ -85,13 +91,17 @@ impl Cluster {
 
     /// Pod `j` of node `i` as kubelet would write it.
     fn add_pod(&self, i: u8, j: u8, labels: &Value) {
-        let pods = "/api/v1/namespaces/default/pods";
+        self.add_pod_to("default", i, j, labels);
+    }
+
+    fn add_pod_to(&self, namespace: &str, i: u8, j: u8, labels: &Value) {
+        let pods = &format!("/api/v1/namespaces/{namespace}/pods");
         let name = format!("node{i}-pod{j}");
         self.server.apply(
             pods,
             &json!({
                 "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": name, "namespace": "default", "labels": labels},
+                "metadata": {"name": name, "namespace": namespace, "labels": labels},
                 "spec": {"nodeName": format!("node{i}"), "containers": [{"name": "c", "image": "i"}]},
             }),
         );
@@ -101,7 +111,7 @@ impl Cluster {
         });
         self.server.apply_status(
             pods,
-            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "status": status}),
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "status": status}),
         );
     }
 

@@ -124,7 +124,7 @@ fn await_honoured(server: &Server, name: &str, wanted: bool) -> Value {
 
 #[test]
 fn pods_have_addresses_of_pools_and_reach_each_other_across_nodes() {
-    let cluster = Cluster::without_agents(&[]);
+    let cluster = Cluster::without_agents("10.244.0.0/16", &[]);
     let (lab, server) = (&cluster.lab, &cluster.server);
     let [one, two] = agents(lab, server);
     pool(server, "web", &small());
@@ -205,7 +205,7 @@ fn pods_have_addresses_of_pools_and_reach_each_other_across_nodes() {
 
 #[test]
 fn whatever_ends_meanwhile_an_address_of_a_pool_is_one_pods_or_nobodys() {
-    let mut cluster = Cluster::without_agents(&[]);
+    let mut cluster = Cluster::without_agents("10.244.0.0/16", &[]);
     let (lab, server) = (&cluster.lab, &mut cluster.server);
     let [mut one, mut two] = agents(lab, server);
     pool(server, "web", &small());
