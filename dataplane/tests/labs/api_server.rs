@@ -31,19 +31,14 @@ impl Cluster {
 
     /// One that serves further definitions.
     fn with(definitions: &[Value]) -> Cluster {
-        Cluster::with_pods_in("10.244.0.0/16", definitions)
-    }
-
-    /// One with another prefix of pods.
-    fn with_pods_in(prefix: &str, definitions: &[Value]) -> Cluster {
-        let mut cluster = Cluster::without_agents(prefix, definitions);
+        let mut cluster = Cluster::without_agents("10.244.0.0/16", definitions);
         for i in 1..=2 {
             cluster.start_agent(i);
         }
         cluster
     }
 
-    /// One whose nodes have no agents yet.
+    /// One whose nodes have no agents yet, with pods in an IPv4 prefix.
     fn without_agents(prefix: &str, definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
@@ -404,6 +399,10 @@ fn load_balancers_have_addresses_that_answer() {
         let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
         asked.status.success()
     });
+    // The nodes themselves are led to it by their host ports.
+    for i in 1..=2 {
+        cluster.lab.node(i).run(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
+    }
     // What the service does not want any more is free again.
     cluster.server.delete(SERVICES, "echo");
     wait_until(&format!("nobody answers for {address}"), || {
