@@ -92,18 +92,6 @@ fn form(which: usize, form: usize) -> Object {
                spec: {{ prefixes: [10.{}.0.0/16], podSelector: {{ matchLabels: {{ app: {label} }} }} }} }}",
             18 + form,
         ),
-        29 => format!(
-            "{{ apiVersion: penstock.dev/v1alpha1, kind: Network, metadata: {{ name: fast }},
-               spec: {{ vni: {}, prefixes: [10.200.0.0/16] }} }}",
-            // The last is the pods' own network's, which this one then gives way to.
-            [200, 201, 202, 1][form],
-        ),
-        _ => format!(
-            "{{ apiVersion: k8s.cni.cncf.io/v1, kind: NetworkAttachmentDefinition, metadata: {{ namespace: n0, name: fast }},
-               spec: {{ config: '{{\"type\":\"{}\",\"network\":\"{}\"}}' }} }}",
-            ["penstock-cni", "penstock-cni", "macvlan", "penstock-cni"][form],
-            ["fast", "", "fast", "blue"][form],
-        ),
     };
     object(&text)
 }
