@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test's")]
 
+#[path = "agent/dataplane.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is the agent's own tests', which ask more of it")]
+mod dataplane;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::future::Future;
@@ -10,6 +14,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use nix::sched::{CloneFlags, setns};
@@ -17,13 +23,16 @@ use penstock_api::model::{Key, Name, Object};
 use penstock_cni::config::Config;
 use penstock_cni::environment::AttachmentId;
 use penstock_cni::failure::Code;
-use penstock_cni::protocol::{Answer, Attach, Detach, Request};
+use penstock_cni::protocol::{Answer, Attach, Detach, Request, ask};
+use penstock_control::agent::{Attaching, Options, Source};
 use penstock_control::attach::{
     Attacher, Cards, Dataplane, DataplaneError, FaultPoints, FunctionState, Functions, LinkError,
     NetworkFacts, NoPods, PortState, Setting, Settings,
 };
+use penstock_control::push;
 use penstock_control::sysfs::Sysfs;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 /// The address of the function.
 const ADDRESS: &str = "0000:3b:02.1";
@@ -387,4 +396,107 @@ fn a_function_that_a_program_drives_has_an_interface_that_stands_for_it() {
     node.ask(&attacher, detach("c1")).unwrap();
     assert_eq!(node.state(), before);
     assert!(!ip(&format!("-n {} -o link", node.name("pod"))).contains("net1"));
+}
+
+/// The whole agent of the node, with manifests in the place of an API server and a pretended dataplane, until it is dropped.
+struct Agent {
+    socket: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    fn start(node: &Node) -> Self {
+        let folder = node.folder.path().to_owned();
+        let functions = Functions { sysfs: Sysfs::at(&node.sysfs()), cards: node.card.clone() };
+        let namespace = File::open(Path::new("/run/netns").join(node.name("node"))).unwrap();
+        let socket = folder.join("cni.sock");
+        let attaching = Attaching {
+            socket: socket.clone(),
+            records: folder.join("records"),
+            sockets: folder.join("sockets"),
+            devices: folder.join("devices"),
+            kubelet_pods: folder.join("pods"),
+            reserved: Vec::new(),
+            functions,
+            faults: FaultPoints::default(),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let dataplane = dataplane::Pretended::start(&folder.join("dataplane.sock"), Vec::new());
+                let options = Options {
+                    node: "a".parse().unwrap(),
+                    source: Source::Manifests(folder.join("manifests")),
+                    dataplane: push::Dataplane { socket: dataplane.socket.clone(), attached: None },
+                    namespace: "kube-system".to_owned(),
+                    listen: None,
+                    attaching: Some(attaching),
+                    devices: None,
+                };
+                tokio::select! {
+                    ended = penstock_control::agent::run(options) => ended.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        let from = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(from.elapsed() < Duration::from_secs(20) && !thread.is_finished(), "nobody answers");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { socket, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn ask(&self, request: &Request) -> Answer {
+        ask(&self.socket, Duration::from_secs(20), request)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Whoever ended by itself has said why.
+        let _ = self.stop.take().unwrap().send(());
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+#[test]
+fn an_agent_hands_a_function_to_the_pod_whose_annotation_asks_for_one() {
+    let node = Node::new("agent");
+    let before = (node.state(), node.link());
+    let manifests = node.folder.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let annotations = json!({ "penstock.dev/interface": "sriov" });
+    let objects = json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "v1", "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDRs": ["10.244.1.0/24"] } },
+        {
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "fast", "namespace": "shop", "annotations": annotations },
+            "spec": { "nodeName": "a", "containers": [] },
+        },
+    ] });
+    fs::write(manifests.join("all.json"), objects.to_string()).unwrap();
+    let agent = Agent::start(&node);
+    let mut attach = node.attach("c1", node.config(json!({ "interface": null })));
+    let pod = [("K8S_POD_NAMESPACE", "shop"), ("K8S_POD_NAME", "fast")];
+    attach.args = pod.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let done = agent.ask(&Request::Add(Box::new(attach.clone()))).unwrap();
+    let result = done.result.unwrap();
+    assert_eq!(result.interfaces[0].pci_id.as_deref(), Some(ADDRESS));
+    assert_eq!((node.state().vlan, node.state().trust), (100, Some(true)));
+    run(&["ip", "netns", "exec", &node.name("pod"), "ping", "-c1", "-W2", "192.0.2.1"]);
+    let given = agent.ask(&Request::Show).unwrap().given;
+    assert_eq!((given.len(), given[0].pod.as_deref()), (1, Some("shop/fast")));
+    agent.ask(&Request::Check(Box::new(attach))).unwrap();
+
+    // The next agent knows of it, and gives the node its function back.
+    drop(agent);
+    fs::remove_file(node.folder.path().join("dataplane.sock")).unwrap();
+    let agent = Agent::start(&node);
+    agent.ask(&detach("c1")).unwrap();
+    node.assert_as_before(&before);
+    assert_eq!(agent.ask(&Request::Show).unwrap().given, []);
 }

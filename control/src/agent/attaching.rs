@@ -49,6 +49,8 @@ pub struct Attaching {
     pub kubelet_pods: PathBuf,
     /// Addresses that no pod gets, besides the node's own.
     pub reserved: Vec<IpAddr>,
+    /// The functions of network cards that pods can be handed.
+    pub functions: Functions,
     /// Where a test ends the process.
     pub faults: FaultPoints,
 }
@@ -176,7 +178,7 @@ pub(super) fn open(
         network: crate::translate::Settings::network().to_string(),
         ranges: Vec::new(),
         reserved: attaching.reserved.clone(),
-        functions: Functions::default(),
+        functions: attaching.functions.clone(),
         faults: attaching.faults,
     };
     Attacher::open(settings, Driven { orders, wanted, direct: Direct::at(dataplane) }, residents)

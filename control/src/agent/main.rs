@@ -11,7 +11,7 @@ use clap::{Parser, ValueEnum};
 use penstock_api::DEFAULT_SOCKET;
 use penstock_api::model::Name;
 use penstock_control::agent::{Attaching, Options, Source, run};
-use penstock_control::attach::{FaultPoint, FaultPoints, Footprint};
+use penstock_control::attach::{FaultPoint, FaultPoints, Footprint, Functions};
 use penstock_control::deviceplugin::{FunctionPool, GRACE, Offer, disjoint};
 use penstock_control::push::Dataplane;
 use penstock_control::sysfs::Sysfs;
@@ -119,6 +119,7 @@ fn main() -> ExitCode {
         devices: arguments.devices.clone(),
         kubelet_pods: arguments.kubelet_pods,
         reserved: arguments.reserve,
+        functions: Functions::default(),
         faults: FaultPoints(arguments.die_at),
     });
     let footprint = Footprint { sockets: arguments.sockets, devices: arguments.devices.clone() };
