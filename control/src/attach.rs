@@ -24,7 +24,7 @@ mod sockets;
 mod sriov;
 
 pub use actions::{FaultPoint, FaultPoints};
-pub use attacher::{Attacher, Ground, NoPods, Pods, Settings};
+pub use attacher::{Attacher, FromPools, Ground, NoPods, Pods, Settings};
 pub use cards::{Cards, FunctionState, KernelCards, Setting};
 pub use dataplane::{Dataplane, DataplaneError, Direct, NetworkFacts, PortState};
 pub use ledger::{Ledger, LedgerError};

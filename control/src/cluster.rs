@@ -7,6 +7,7 @@ mod network;
 mod owners;
 mod pod;
 mod policy;
+mod pool;
 mod problem;
 mod selector;
 mod service;
@@ -21,9 +22,10 @@ use crate::kubernetes::{Key, Kind, Object};
 use owners::{Claim, Owners};
 use problem::Complaints;
 
-pub use network::{Egress, Network, NodeSettings, Pool};
+pub use network::{Egress, Network, NodeSettings};
 pub use pod::{Node, Pod, PodPort, Scoped};
 pub use policy::{Level, Namespaces, Peer, PodSelector, Policy, Port, Rule};
+pub use pool::{Block, Pool};
 pub use problem::Problem;
 pub use selector::{InvalidSelector, Labels, Selector};
 pub use service::{Service, ServicePort, Slice, SlicePlace};
@@ -45,6 +47,9 @@ pub struct Cluster {
     sliced: BTreeMap<Scoped, Scoped>,
     networks: BTreeMap<String, Network>,
     pools: BTreeMap<String, Pool>,
+    /// Pools that give pods nothing: those of services, and what cannot be understood.
+    other_pools: BTreeSet<String>,
+    blocks: BTreeMap<String, Block>,
     egress: BTreeMap<String, Egress>,
     settings: BTreeMap<String, NodeSettings>,
     /// Definitions of further interfaces, with the network that they lead to if it is one of ours.
@@ -67,7 +72,7 @@ pub struct Change {
     pub(crate) services: BTreeSet<Scoped>,
     pub(crate) egress: BTreeSet<String>,
     pub(crate) endpoints: BTreeSet<Name>,
-    /// Nodes, networks, pools or settings of nodes: there are few, and they are looked at together.
+    /// Nodes, networks, pools, blocks of them or settings of nodes: there are few, and they are looked at together.
     pub(crate) ground: bool,
 }
 
@@ -105,6 +110,8 @@ impl Cluster {
             sliced: BTreeMap::new(),
             networks: BTreeMap::new(),
             pools: BTreeMap::new(),
+            other_pools: BTreeSet::new(),
+            blocks: BTreeMap::new(),
             egress: BTreeMap::new(),
             settings: BTreeMap::new(),
             attachments: BTreeMap::new(),
@@ -183,7 +190,16 @@ impl Cluster {
                 change.ground = put(&mut self.networks, &key.name, network);
             }
             Object::IPPool(written) => {
-                change.ground = put(&mut self.pools, &key.name, Pool::new(written, &mut complaints));
+                let pool = Pool::new(written, &mut complaints);
+                if pool.is_none() {
+                    self.other_pools.insert(key.name.clone());
+                } else {
+                    self.other_pools.remove(&key.name);
+                }
+                change.ground = put(&mut self.pools, &key.name, pool);
+            }
+            Object::IPBlock(written) => {
+                change.ground = put(&mut self.blocks, &key.name, Block::new(&written.spec, &mut complaints));
             }
             Object::EgressIP(written) => {
                 let egress = Egress::new(&written.spec, &mut complaints);
@@ -229,7 +245,11 @@ impl Cluster {
             Kind::EndpointSlice => change.services = self.set_slice(&scoped(), None),
             Kind::NetworkAttachmentDefinition => self.define(&scoped(), None, &mut change),
             Kind::Network => change.ground = put(&mut self.networks, &key.name, None),
-            Kind::IPPool => change.ground = put(&mut self.pools, &key.name, None),
+            Kind::IPPool => {
+                self.other_pools.remove(&key.name);
+                change.ground = put(&mut self.pools, &key.name, None);
+            }
+            Kind::IPBlock => change.ground = put(&mut self.blocks, &key.name, None),
             Kind::EgressIP => {
                 if put(&mut self.egress, &key.name, None) {
                     change.egress.insert(key.name.clone());
@@ -472,7 +492,8 @@ impl Cluster {
             Kind::EndpointSlice => scoped(kind, self.sliced.keys()),
             Kind::NetworkAttachmentDefinition => scoped(kind, self.attachments.keys()),
             Kind::Network => plain(kind, self.networks.keys()),
-            Kind::IPPool => plain(kind, self.pools.keys()),
+            Kind::IPPool => plain(kind, self.pools.keys().chain(&self.other_pools)),
+            Kind::IPBlock => plain(kind, self.blocks.keys()),
             Kind::EgressIP => plain(kind, self.egress.keys()),
             Kind::NodeConfig => plain(kind, self.settings.keys()),
         };
@@ -532,6 +553,12 @@ impl Cluster {
     #[must_use]
     pub fn pools(&self) -> &BTreeMap<String, Pool> {
         &self.pools
+    }
+
+    /// The blocks of pools that nodes took.
+    #[must_use]
+    pub fn blocks(&self) -> &BTreeMap<String, Block> {
+        &self.blocks
     }
 
     /// The egress addresses.

@@ -20,7 +20,7 @@ pub use policies::{
 /// An overlay network of pods, as `kubectl get networks.penstock.dev` shows it.
 pub use resources::Network;
 pub use resources::{
-    Block, EgressIP, EgressIPSpec, EgressIPStatus, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus,
-    NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, NetworkSpec, NodeConfig, NodeConfigSpec,
-    PoolUse, definitions, definitions_yaml,
+    EgressIP, EgressIPSpec, EgressIPStatus, Encapsulation, GivenAddress, IPBlock, IPBlockSpec, IPPool,
+    IPPoolSpec, IPPoolStatus, NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, NetworkSpec,
+    NodeConfig, NodeConfigSpec, PoolUse, definitions, definitions_yaml,
 };

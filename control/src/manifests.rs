@@ -202,7 +202,7 @@ impl Reader {
                 )
                 | ("discovery.k8s.io", "EndpointSlice")
                 | ("k8s.cni.cncf.io", "NetworkAttachmentDefinition")
-                | ("penstock.dev", "Network" | "IPPool" | "EgressIP" | "NodeConfig")
+                | ("penstock.dev", "Network" | "IPPool" | "IPBlock" | "EgressIP" | "NodeConfig")
                 | ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
                 | ("batch", "Job" | "CronJob")
         );
@@ -249,6 +249,7 @@ impl Reader {
             }
             "Network" => self.plain::<crate::kubernetes::Network>(document, kind, place),
             "IPPool" => self.plain::<crate::kubernetes::IPPool>(document, kind, place),
+            "IPBlock" => self.plain::<crate::kubernetes::IPBlock>(document, kind, place),
             "EgressIP" => self.plain::<crate::kubernetes::EgressIP>(document, kind, place),
             _ => self.plain::<crate::kubernetes::NodeConfig>(document, kind, place),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use penstock_cni::config::Range;
 use penstock_cni::environment::AttachmentId;
-use penstock_cni::protocol::{Answer, Detach, Given, Request, ask};
+use penstock_cni::protocol::{Answer, Detach, Done, Given, Request, ask};
 use penstock_control::attach::{Attacher, Direct, FaultPoints, Functions, NoPods, Server, Settings};
 use penstock_control::install::{PLUGIN, Places, install, uninstall, usual_configuration};
 use penstock_control::ipam::RangeSet;
@@ -24,17 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before a dataplane that is not there is looked for again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-fn agent(answer: Answer) -> Result<Vec<Given>, Failure> {
-    answer.map(|done| done.given).map_err(|failure| Failure::Agent(failure.to_string()))
+fn agent(answer: Answer) -> Result<Done, Failure> {
+    answer.map_err(|failure| Failure::Agent(failure.to_string()))
 }
 
 /// `penstock ipam …`
 pub(crate) fn ipam(wanted: &Ipam, out: &mut Output) -> Result<(), Failure> {
     let tell = |request: &Request| agent(ask(&wanted.cni_socket, PATIENCE, request));
-    let given = tell(&Request::Show)?;
+    let Done { given, astray, .. } = tell(&Request::Show)?;
     match &wanted.command {
         IpamCommand::Show => Ok(out.show(&given, |given| table(given).to_string())?),
-        IpamCommand::Check => check(&given, out),
+        IpamCommand::Check => check(&given, &astray, out),
         IpamCommand::Release { container, interface, force } => {
             let id = AttachmentId::new(container.clone(), interface.clone())
                 .map_err(|failure| Failure::Usage(failure.to_string()))?;
@@ -59,7 +59,7 @@ pub(crate) fn ipam(wanted: &Ipam, out: &mut Output) -> Result<(), Failure> {
 }
 
 fn table(given: &[Given]) -> Table {
-    let columns = ["ADDRESSES", "NETWORK", "CONTAINER", "INTERFACE", "POD", "HELD AS"];
+    let columns = ["ADDRESSES", "NETWORK", "CONTAINER", "INTERFACE", "POD", "HELD AS", "POOLS"];
     let mut table = Table::new(columns.map(|title| (title, Left)), "no address is given");
     for it in given {
         let addresses: Vec<String> = it.addresses.iter().map(ToString::to_string).collect();
@@ -71,6 +71,7 @@ fn table(given: &[Given]) -> Table {
             it.id.ifname.clone(),
             it.pod.clone().unwrap_or_default(),
             holder,
+            it.pools.join(" "),
         ]);
     }
     table
@@ -79,13 +80,21 @@ fn table(given: &[Given]) -> Table {
 /// What is wrong with an address.
 #[derive(Debug, Serialize)]
 struct Problem {
+    /// Empty where it is a pool's affair.
     container: String,
     interface: String,
     problem: String,
 }
 
-fn check(given: &[Given], out: &mut Output) -> Result<(), Failure> {
-    let mut problems = Vec::new();
+fn check(given: &[Given], astray: &[String], out: &mut Output) -> Result<(), Failure> {
+    let mut problems: Vec<Problem> = astray
+        .iter()
+        .map(|problem| Problem {
+            container: String::new(),
+            interface: String::new(),
+            problem: problem.clone(),
+        })
+        .collect();
     for (i, it) in given.iter().enumerate() {
         let mut say = |problem: String| {
             let (container, interface) = (it.id.container_id.clone(), it.id.ifname.clone());

@@ -12,8 +12,9 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Ro
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use penstock_control::kubernetes::{
-    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPPool,
-    Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod, Service,
+    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPBlock,
+    IPPool, Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod,
+    Service,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -112,7 +113,7 @@ fn every_object_is_one_of_its_type_whatever_the_values() {
 fn every_definition_comes_with_it() {
     let definitions = of_kind::<CustomResourceDefinition>(&render(&[]), "CustomResourceDefinition");
     let names: BTreeSet<String> = definitions.into_iter().filter_map(|it| it.metadata.name).collect();
-    for plural in ["networks", "ippools", "egressips", "nodeconfigs"] {
+    for plural in ["networks", "ippools", "ipblocks", "egressips", "nodeconfigs"] {
         assert!(names.contains(&format!("{plural}.penstock.dev")), "{names:?}");
     }
 }
@@ -135,6 +136,7 @@ fn watched(kind: Kind) -> (String, String) {
         Kind::NetworkAttachmentDefinition => of::<NetworkAttachmentDefinition>(),
         Kind::Network => of::<Network>(),
         Kind::IPPool => of::<IPPool>(),
+        Kind::IPBlock => of::<IPBlock>(),
         Kind::EgressIP => of::<EgressIP>(),
         Kind::NodeConfig => of::<NodeConfig>(),
     }
@@ -158,6 +160,14 @@ fn the_agent_may_watch_what_it_watches_and_nothing_may_be_anything() {
         for verb in ["get", "list", "watch"] {
             assert!(allows(&group, &resource, verb), "{verb} {resource} of {group:?}");
         }
+    }
+    // Blocks of pools are the agents' own to write.
+    for verb in ["create", "patch", "delete"] {
+        assert!(allows("penstock.dev", "ipblocks", verb), "{verb}");
+        assert!(
+            !allows("penstock.dev", "ippools", verb) && !allows("penstock.dev", "networks", verb),
+            "{verb}"
+        );
     }
     for rule in &rules {
         let words =

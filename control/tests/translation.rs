@@ -25,7 +25,7 @@ fn object(yaml: &str) -> Object {
 /// How many forms each object has.
 const FORMS: usize = 4;
 /// How many objects there are.
-const OBJECTS: usize = 28;
+const OBJECTS: usize = 31;
 
 /// One of the forms of one of the objects: few, so that they meet each other.
 fn form(which: usize, form: usize) -> Object {
@@ -63,20 +63,34 @@ fn form(which: usize, form: usize) -> Object {
             21 + form % 2,
         ),
         25 => format!(
+            "{{ apiVersion: penstock.dev/v1alpha1, kind: EgressIP, metadata: {{ name: e }},
+               spec: {{ addresses: [203.0.113.7], podSelector: {{ matchLabels: {{ app: {label} }} }}, nodeSelector: {{ matchLabels: {{ zone: a }} }} }} }}"
+        ),
+        26..28 => format!(
+            "{{ apiVersion: penstock.dev/v1alpha1, kind: IPBlock, metadata: {{ name: b{which} }},
+               spec: {{ pool: p, network: default, prefix: 10.{}.0.0/26, node: node{},
+                        given: [{{ address: 10.{}.0.{form}, node: node{}, holder: h }}] }} }}",
+            if form < 3 { which } else { 26 },
+            19 + form % 2,
+            which,
+            19 + form / 2,
+        ),
+        28 => format!(
             "{{ apiVersion: penstock.dev/v1alpha1, kind: Network, metadata: {{ name: fast }},
                spec: {{ vni: {}, prefixes: [10.200.0.0/16] }} }}",
             // The last is the pods' own network's, which this one then gives way to.
             [200, 201, 202, 1][form],
         ),
-        26 => format!(
+        29 => format!(
             "{{ apiVersion: k8s.cni.cncf.io/v1, kind: NetworkAttachmentDefinition, metadata: {{ namespace: n0, name: fast }},
                spec: {{ config: '{{\"type\":\"{}\",\"network\":\"{}\"}}' }} }}",
             ["penstock-cni", "penstock-cni", "macvlan", "penstock-cni"][form],
             ["fast", "", "fast", "blue"][form],
         ),
         _ => format!(
-            "{{ apiVersion: penstock.dev/v1alpha1, kind: EgressIP, metadata: {{ name: e }},
-               spec: {{ addresses: [203.0.113.7], podSelector: {{ matchLabels: {{ app: {label} }} }}, nodeSelector: {{ matchLabels: {{ zone: a }} }} }} }}"
+            "{{ apiVersion: penstock.dev/v1alpha1, kind: IPPool, metadata: {{ name: p }},
+               spec: {{ prefixes: [10.{}.0.0/16], podSelector: {{ matchLabels: {{ app: {label} }} }} }} }}",
+            18 + form,
         ),
     };
     object(&text)
@@ -267,4 +281,57 @@ proptest! {
             prop_assert_eq!(refusals(&one), refusals(&two));
         }
     }
+}
+
+#[test]
+fn blocks_lead_to_their_nodes_and_lent_addresses_to_those_that_have_them() {
+    let mut known = cluster();
+    let node = |name: &str, last: u8| {
+        format!(
+            "{{ apiVersion: v1, kind: Node, metadata: {{ name: {name} }}, spec: {{ podCIDRs: [10.244.{last}.0/24] }},
+               status: {{ addresses: [{{ type: InternalIP, address: 192.0.2.{last} }}] }} }}"
+        )
+    };
+    let block = |name: &str, node: &str, prefix: &str, lent: &str, to: &str| {
+        format!(
+            "{{ apiVersion: penstock.dev/v1alpha1, kind: IPBlock, metadata: {{ name: {name} }},
+               spec: {{ pool: p, network: default, prefix: {prefix}, node: {node},
+                        given: [{{ address: {lent}, node: {to}, holder: h }}] }} }}"
+        )
+    };
+    let pool = "{ apiVersion: penstock.dev/v1alpha1, kind: IPPool, metadata: { name: p }, spec: { prefixes: [10.9.0.0/16] } }";
+    for text in [
+        node("a", 1),
+        node("b", 2),
+        block("own", "a", "10.9.0.0/26", "10.9.0.5", "b"),
+        block("other", "b", "10.9.0.64/26", "10.9.0.70", "a"),
+        pool.to_owned(),
+    ] {
+        known.apply(&object(&text));
+    }
+    let translation = translate(&known, Settings::of_node("a"));
+    let said = |it: &Arc<Said>| match &**it {
+        Said::Route(route) => Some(format!("{} {:?}", route.prefix, route.via)),
+        _ => None,
+    };
+    let routes: Vec<String> = desired(&translation).values().filter_map(said).collect();
+    for wanted in [
+        "10.9.0.0/26 Blackhole",
+        "10.9.0.5/32 Peer(Name(\"b\"))",
+        "10.9.0.64/26 Peer(Name(\"b\"))",
+        "10.244.2.0/24 Peer(Name(\"b\"))",
+    ] {
+        assert!(routes.iter().any(|route| route == wanted), "{wanted}: {routes:#?}");
+    }
+    // Its own pod is the way to what it borrowed, and leaves the cluster under the node's address as others do.
+    assert!(!routes.iter().any(|route| route.starts_with("10.9.0.70")), "{routes:#?}");
+    let network: SaidKey = SaidKey::Network("default".parse().unwrap());
+    let Said::Network(network) = &*desired(&translation)[&network] else { panic!("a network") };
+    let texts: Vec<String> = network.prefixes.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.9.0.0/16", "10.244.1.0/24", "10.244.2.0/24"]);
+    let nat: SaidKey = SaidKey::NatPool("default".parse().unwrap());
+    let Said::NatPool(nat) = &*desired(&translation)[&nat] else { panic!("a pool of ports") };
+    let sources: Vec<String> = nat.sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["10.9.0.0/26", "10.9.0.70/32", "10.244.1.0/24"]);
+    assert_eq!(refusals(&translation), []);
 }

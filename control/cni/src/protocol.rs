@@ -91,6 +91,9 @@ pub struct Given {
     pub id: AttachmentId,
     /// The addresses.
     pub addresses: Vec<std::net::IpAddr>,
+    /// The pools that they are of, when they are of any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
     /// `attachment`, or `lease` where another plugin plumbs.
     pub holder: String,
     /// Whether it is whole: not in the middle of ADD.
@@ -114,6 +117,9 @@ pub struct Done {
     /// What `Show` shows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub given: Vec<Given>,
+    /// What `Show` finds wrong with pools: addresses that blocks and attachments do not agree about, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub astray: Vec<String>,
 }
 
 /// The agent's answer.

@@ -27,6 +27,10 @@ use crate::push::{Ticket, Wanted};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts to bring back what is attached.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Between two attempts to make pools and records agree.
+const LATER: Duration = Duration::from_secs(2);
+/// How often that is done when there is no reason to.
+const NOW_AND_THEN: Duration = Duration::from_secs(600);
 /// Changes that may wait for the core.
 pub(super) const ORDERS: usize = 256;
 
@@ -181,7 +185,33 @@ pub(super) fn open(
 /// Answers the plugin, and brings back what the kernel forgets with each end of the dataplane, until it is dropped.
 pub(super) async fn serve(server: Server, attacher: PodAttacher) {
     let attacher = Arc::new(attacher);
-    tokio::join!(server.serve(Arc::clone(&attacher)), follow(&attacher));
+    tokio::join!(server.serve(Arc::clone(&attacher)), follow(&attacher), tend(&attacher));
+}
+
+/// Makes pools and records agree: at the start, after what went wrong, and now and then.
+async fn tend(attacher: &PodAttacher) {
+    let mut told = String::new();
+    loop {
+        // Not before the cluster is known, and with it whose the addresses are.
+        let known = match attacher.dataplane().awaited().await {
+            Ok(()) => attacher.reconcile().await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(failure) = known {
+            let text = failure.to_string();
+            if told != text {
+                tracing::warn!(
+                    "pools of addresses are not compared with what is attached: {text}; trying again"
+                );
+                told = text;
+            }
+            tokio::time::sleep(LATER).await;
+            continue;
+        }
+        told.clear();
+        // Whoever owes something already does not wait.
+        let _ = timeout(NOW_AND_THEN, attacher.pods().owing()).await;
+    }
 }
 
 async fn follow(attacher: &PodAttacher) {

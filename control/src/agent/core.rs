@@ -19,7 +19,8 @@ use super::health::Health;
 use super::residents::Known;
 use super::{Options, Source};
 use crate::cluster::{Change, Cluster};
-use crate::kubernetes::{Key, Kind};
+use crate::ipam::Sight;
+use crate::kubernetes::{Key, Kind, Object};
 use crate::push::{Dataplane, PushMetrics, Pusher, Ticket, Wanted};
 use crate::status::{Outlook, is_answered};
 use crate::translate::{Settings, Translation};
@@ -96,6 +97,10 @@ pub(super) struct Core {
     residents: watch::Sender<Known>,
     /// What attachments want besides endpoints, since it was last said: the ports of the node that lead to a pod.
     beside: Vec<(SaidKey, Option<Arc<Said>>)>,
+    /// The blocks of pools, for who takes addresses of them.
+    blocks: Sight,
+    /// Whether it is an API server that tells, and not a directory, whose objects have no versions.
+    has_server: bool,
 }
 
 impl Core {
@@ -130,12 +135,19 @@ impl Core {
                 watch::Sender::new(Known::of_node(options.node.as_str(), with_namespaces))
             },
             beside: Vec::new(),
+            blocks: Sight::default(),
+            has_server: matches!(options.source, Source::Kubernetes { .. }),
         }
     }
 
     /// The pods of this node, now and whenever they change.
     pub(super) fn residents(&self) -> watch::Receiver<Known> {
         self.residents.subscribe()
+    }
+
+    /// The blocks of pools as they are known.
+    pub(super) fn blocks(&self) -> Sight {
+        self.blocks.clone()
     }
 
     /// Takes what is attached, or is no more: it is told with what comes next.
@@ -212,6 +224,12 @@ impl Core {
                 self.plan_changed |= self.plan.apply(&object);
                 self.residents.send_if_modified(|known| known.apply(&object));
                 self.change.merge(self.cluster.apply(&object));
+                if let Object::IPBlock(block) = &object
+                    && self.has_server
+                    && let Err(unreadable) = self.blocks.apply(block)
+                {
+                    tracing::error!("{unreadable}");
+                }
             }
             News::Removed(key) => self.forget(&key),
             News::Listed(kind, keys) => {
@@ -229,6 +247,9 @@ impl Core {
         self.plan_changed |= self.plan.remove(key);
         self.residents.send_if_modified(|known| known.remove(key));
         self.change.merge(self.cluster.remove(key));
+        if key.kind == Kind::IPBlock {
+            self.blocks.remove(&key.name);
+        }
     }
 
     /// Says what the dataplane is to hold now.

@@ -13,6 +13,8 @@ mod balancer;
 mod core;
 mod health;
 mod http;
+mod orphans;
+mod pools;
 mod residents;
 
 use std::net::SocketAddr;
@@ -32,9 +34,12 @@ use self::core::{Core, CoreMetrics};
 use self::health::Health;
 use self::http::Answers;
 pub use self::http::ListenError;
+use self::orphans::Orphans;
+use self::pools::Pools;
 use self::residents::Residents;
 use crate::attach::{LedgerError, ServeError, Server};
 use crate::deviceplugin::{self, Offer};
+use crate::ipam::ServerBlocks;
 use crate::push::{Dataplane, EVENTS, Wanted};
 use crate::status::{Lease, Reporter, Sources};
 use crate::watch::{DirectoryError, NEWS, WatchMetrics, Watches, follow_directory};
@@ -121,9 +126,15 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (events, told_events) = mpsc::channel(EVENTS);
     let mut core = Core::new(&options, wanted.clone(), health.clone(), core_metrics.clone(), events);
     let mut tasks = tokio::task::JoinSet::new();
+    let client = match &options.source {
+        Source::Kubernetes { kubeconfig } => Some(client(kubeconfig.as_deref()).await?),
+        Source::Manifests(_) => None,
+    };
+    let blocks = client.clone().map(|client| ServerBlocks::new(client, core.blocks()));
     let (orders, ordered) = mpsc::channel(ORDERS);
     if let Some(attaching) = &options.attaching {
-        let (socket, residents) = (options.dataplane.socket.clone(), Residents::of(core.residents()));
+        let pools = blocks.clone().map(|blocks| Pools::new(options.node.as_str(), blocks));
+        let (socket, residents) = (options.dataplane.socket.clone(), Residents::of(core.residents(), pools));
         let attacher = attaching::open(attaching, socket, wanted, residents, orders)?;
         core.attach(attacher.objects().into_iter().map(|object| (object.key(), Some(object))));
         let server = Server::listen(&attaching.socket)?;
@@ -146,29 +157,28 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // Kept until the end, for with it the watches end.
     let mut watches = None;
     let mut directory = tokio::task::JoinSet::new();
-    match &options.source {
-        Source::Manifests(path) => {
-            let path = path.clone();
-            directory.spawn(async move { follow_directory(&path, news).await });
-        }
-        Source::Kubernetes { kubeconfig } => {
-            let client = client(kubeconfig.as_deref()).await?;
-            let lease =
-                Lease::new(client.clone(), &options.namespace, "penstock-agent", options.node.as_str());
-            let (outlook, leading) = (core.outlook(), lease.leading());
-            let sources = Sources { outlook, progress, leading, events: told_events };
-            let balancer = Balancer {
-                client: client.clone(),
-                node: options.node.to_string(),
-                plan: core.plan(),
-                leading: lease.leading(),
-                socket: options.dataplane.socket.clone(),
-            };
-            tasks.spawn(balancer.run());
-            tasks.spawn(lease.run());
-            tasks.spawn(Reporter::new(client.clone(), options.node.as_str(), sources).run());
-            watches = Some(Watches::start(client, news, watch_metrics));
-        }
+    if let Source::Manifests(path) = &options.source {
+        let (path, news) = (path.clone(), news.clone());
+        directory.spawn(async move { follow_directory(&path, news).await });
+    }
+    if let (Some(client), Some(blocks)) = (client, blocks) {
+        let lease = Lease::new(client.clone(), &options.namespace, "penstock-agent", options.node.as_str());
+        let (outlook, leading) = (core.outlook(), lease.leading());
+        let sources = Sources { outlook, progress, leading, events: told_events };
+        let balancer = Balancer {
+            client: client.clone(),
+            node: options.node.to_string(),
+            plan: core.plan(),
+            leading: lease.leading(),
+            socket: options.dataplane.socket.clone(),
+        };
+        tasks.spawn(balancer.run());
+        tasks.spawn(Orphans::new(client.clone(), blocks, core.residents(), lease.leading()).run());
+        tasks.spawn(lease.run());
+        tasks.spawn(Reporter::new(client.clone(), options.node.as_str(), sources).run());
+        watches = Some(Watches::start(client, news, watch_metrics));
+    } else {
+        drop(news);
     }
     let outcome = tokio::select! {
         () = core.run(told, ordered) => match directory.join_next().await {

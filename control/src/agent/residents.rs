@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_api::model::Prefix;
@@ -10,14 +11,18 @@ use penstock_cni::failure::{Code, Failure};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::attach::{Ground, Pod, PodFacts, Pods};
-use crate::cluster::{Cluster, Scoped};
-use crate::ipam::RangeSet;
+use super::pools::{Pools, PoolsKnown, without_server};
+use crate::attach::{FromPools, Ground, Pod, PodFacts, Pods};
+use crate::cluster::{Cluster, Labels, Scoped};
+use crate::ipam::{Granted, RangeSet};
 use crate::kubernetes::{Key, Kind, Object};
 
 /// The annotation of a static pod's mirror that holds the UID which its kubelet gave the pod (kubernetes.io's list of
 /// well-known annotations).
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The label that every namespace has, with its name.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// How long a pod may be unknown that a runtime attaches: kubelet heard of it from the same API server.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,18 +33,22 @@ struct Resident {
     /// Absent in manifests that nobody was given one for.
     uid: Option<String>,
     annotations: BTreeMap<String, String>,
+    labels: Labels,
 }
 
 /// What is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
-    node: String,
+    pub(super) node: String,
     /// Whether every pod's namespace is told of: by an API server it is, in manifests it may be left out.
     with_namespaces: bool,
     pods: BTreeMap<Scoped, Resident>,
-    namespaces: BTreeSet<String>,
+    namespaces: BTreeMap<String, Labels>,
     prefixes: Vec<Prefix>,
     own: Vec<IpAddr>,
+    pub(super) pools: PoolsKnown,
+    /// All nodes.
+    pub(super) nodes: BTreeSet<String>,
 }
 
 impl Known {
@@ -49,16 +58,22 @@ impl Known {
             node: node.to_owned(),
             with_namespaces,
             pods: BTreeMap::new(),
-            namespaces: BTreeSet::new(),
+            namespaces: BTreeMap::new(),
             prefixes: Vec::new(),
             own: Vec::new(),
+            pools: PoolsKnown::default(),
+            nodes: BTreeSet::new(),
         }
     }
 
     /// Takes the last word about an object. Whether it matters here.
     pub(super) fn apply(&mut self, object: &Object) -> bool {
         match object {
-            Object::Namespace(_) => self.namespaces.insert(object.key().name),
+            Object::Namespace(namespace) => {
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                let name = object.key().name;
+                self.namespaces.insert(name.clone(), labels.clone()) != Some(labels)
+            }
             Object::Pod(pod) => {
                 let Key { namespace, name, .. } = object.key();
                 let key = Scoped::new(namespace, name);
@@ -69,7 +84,8 @@ impl Known {
                 let annotations = pod.metadata.annotations.clone().unwrap_or_default();
                 // The runtime knows a static pod by the UID that its kubelet gave it, of which the API server has a mirror.
                 let uid = annotations.get(MIRROR).cloned().or_else(|| pod.metadata.uid.clone());
-                let resident = Resident { uid, annotations };
+                let labels = pod.metadata.labels.clone().unwrap_or_default();
+                let resident = Resident { uid, annotations, labels };
                 let before = self.pods.insert(key.clone(), resident);
                 before.as_ref() != self.pods.get(&key)
             }
@@ -80,7 +96,7 @@ impl Known {
     /// Forgets an object. Whether it mattered here.
     pub(super) fn remove(&mut self, key: &Key) -> bool {
         match key.kind {
-            Kind::Namespace => self.namespaces.remove(&key.name),
+            Kind::Namespace => self.namespaces.remove(&key.name).is_some(),
             Kind::Pod => self.pods.remove(&Scoped::new(&key.namespace, &key.name)).is_some(),
             _ => false,
         }
@@ -91,19 +107,30 @@ impl Known {
         let node = cluster.nodes().get(&self.node);
         let prefixes = node.map(|node| node.pod_prefixes.clone()).unwrap_or_default();
         let own = node.map(|node| node.addresses.clone()).unwrap_or_default();
-        let changed = self.prefixes != prefixes || self.own != own;
-        (self.prefixes, self.own) = (prefixes, own);
+        let pools = PoolsKnown::of(cluster, node.map(|node| &node.labels));
+        let nodes: BTreeSet<String> = cluster.nodes().keys().cloned().collect();
+        let changed =
+            self.prefixes != prefixes || self.own != own || self.pools != pools || self.nodes != nodes;
+        (self.prefixes, self.own, self.pools, self.nodes) = (prefixes, own, pools, nodes);
         changed
     }
 
     /// A pod by its name, unless it is one that had the name before or its namespace is not known yet.
     fn find(&self, pod: &Pod) -> Option<&Resident> {
-        if self.with_namespaces && !self.namespaces.contains(&pod.namespace) {
+        if self.with_namespaces && !self.namespaces.contains_key(&pod.namespace) {
             return None;
         }
         let found = self.pods.get(&Scoped::new(&pod.namespace, &pod.name))?;
         let is_other = matches!((&found.uid, &pod.uid), (Some(known), Some(asked)) if known != asked);
         (!is_other).then_some(found)
+    }
+
+    /// The labels of a pod's namespace, and its own.
+    pub(super) fn labels(&self, pod: &Pod) -> Option<(Labels, Labels)> {
+        let found = self.pods.get(&Scoped::new(&pod.namespace, &pod.name))?;
+        let mut namespace = self.namespaces.get(&pod.namespace).cloned().unwrap_or_default();
+        namespace.insert(NAMESPACE_NAME.to_owned(), pod.namespace.clone());
+        Some((namespace, found.labels.clone()))
     }
 }
 
@@ -111,13 +138,22 @@ impl Known {
 #[derive(Debug, Clone)]
 pub(super) struct Residents {
     known: watch::Receiver<Known>,
+    pools: Option<Arc<Pools>>,
     patience: Duration,
 }
 
 impl Residents {
-    /// The pods that are known now and later.
-    pub(super) fn of(known: watch::Receiver<Known>) -> Self {
-        Self { known, patience: PATIENCE }
+    /// The pods that are known now and later; with an API server there may be pools.
+    pub(super) fn of(known: watch::Receiver<Known>, pools: Option<Pools>) -> Self {
+        Self { known, pools: pools.map(Arc::new), patience: PATIENCE }
+    }
+
+    /// Waits until something could not be given back, so that pools and records may not agree.
+    pub(super) async fn owing(&self) {
+        match &self.pools {
+            Some(pools) => pools.owing().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -157,6 +193,38 @@ impl Pods for Residents {
             return Err(Failure::new(Code::TryAgainLater, msg));
         };
         Ok(PodFacts { annotations: resident.annotations, identity: None })
+    }
+
+    async fn take(&self, wanted: &FromPools<'_>) -> Result<Vec<Granted>, Failure> {
+        let candidates = {
+            let known = self.known.borrow();
+            known.pools.candidates(&known, wanted)?
+        };
+        match &self.pools {
+            Some(pools) => pools.take(&candidates, wanted).await,
+            None if candidates.is_empty() => wanted.refuse_names().map(|()| Vec::new()),
+            None => Err(without_server(&candidates)),
+        }
+    }
+
+    async fn give_back(&self, pool: &str, holder: &str) {
+        if let Some(pools) = &self.pools {
+            pools.give_back(pool, holder).await;
+        }
+    }
+
+    async fn collect(&self, valid: &[(String, IpAddr, String)]) -> Result<(), Failure> {
+        let Some(pools) = &self.pools else { return Ok(()) };
+        let known = self.known.borrow().pools.clone();
+        pools.collect(&known, valid).await
+    }
+
+    fn has_pools(&self, network: &str) -> bool {
+        self.pools.is_some() && self.known.borrow().pools.serves(network)
+    }
+
+    fn astray(&self, valid: &[(String, IpAddr, String)]) -> Vec<String> {
+        self.pools.as_ref().map(|pools| pools.astray(valid)).unwrap_or_default()
     }
 }
 
@@ -208,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn a_pod_is_awaited_and_an_unknown_one_comes_later() {
         let (tell, told) = watch::channel(Known::of_node("a", false));
-        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told) };
+        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told, None) };
         let (asked_for, uid) = (asked("web-0", Some("u")), Some("u"));
         let (found, ()) = tokio::join!(residents.facts(&asked_for), async {
             tokio::task::yield_now().await;

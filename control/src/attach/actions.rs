@@ -21,6 +21,8 @@ use super::sriov::Functions;
 /// A place where a test ends the agent as a loss of power would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultPoint {
+    /// Addresses are taken, and nothing is written down yet.
+    Taken,
     /// The attachment is written down, and nothing is made yet.
     Begun,
     /// The interface is there.
@@ -39,12 +41,15 @@ pub enum FaultPoint {
 
 /// A word that names no fault point.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0:?} is no fault point: begun, linked, live, configured, complete, unplugged and unlinked are")]
+#[error(
+    "{0:?} is no fault point: taken, begun, linked, live, configured, complete, unplugged and unlinked are"
+)]
 pub struct UnknownFaultPoint(String);
 
 impl FaultPoint {
     /// All of them, in the order in which they are passed.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Taken,
         Self::Begun,
         Self::Linked,
         Self::Live,
@@ -58,6 +63,7 @@ impl FaultPoint {
 impl fmt::Display for FaultPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Taken => "taken",
             Self::Begun => "begun",
             Self::Linked => "linked",
             Self::Live => "live",

@@ -1,6 +1,7 @@
 //! The verbs of the CNI, as the agent carries them out.
 
 mod functions;
+mod giving;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,16 +17,17 @@ use penstock_cni::protocol::{Answer, Attach, Detach, Done, Request};
 use penstock_cni::result::{AddResult, IpConfig};
 
 use self::functions::Planned;
+pub use self::giving::FromPools;
 use super::actions::{FaultPoint, FaultPoints, Means, bring_back, make, undo};
 use super::check::check;
 use super::dataplane::{Dataplane, DataplaneError};
-use super::keepsakes::{Keepsakes, comes_again};
+use super::keepsakes::Keepsakes;
 use super::ledger::{Ledger, LedgerError};
 use super::netns::Namespace;
-use super::plan::{Folders, Plan, PodFacts, endpoint_name, mode, requested};
+use super::plan::{Folders, Plan, PodFacts, endpoint_name, mode};
 use super::record::{Holding, Pod, Record, RecordKey};
 use super::sriov::Functions;
-use crate::ipam::{Book, Granted, IpamFault, RangeFault, RangeSet, Wanted};
+use crate::ipam::{Book, Granted, IpamFault, RangeFault, RangeSet};
 
 /// What the agent attaches pods with.
 #[derive(Debug, Clone)]
@@ -68,6 +70,34 @@ pub trait Pods: Send + Sync + 'static {
 
     /// What is known of a pod. Whoever answers waits until the pod is known, or says why it never will be.
     fn facts(&self, pod: &Pod) -> impl Future<Output = Result<PodFacts, Failure>> + Send;
+
+    /// Gives addresses of pools: one of each family that pools have for the pod; none where none takes it.
+    fn take(&self, wanted: &FromPools<'_>) -> impl Future<Output = Result<Vec<Granted>, Failure>> + Send {
+        std::future::ready(wanted.refuse_names().map(|()| Vec::new()))
+    }
+
+    /// Takes back what a holder has of a pool. What cannot be now is made good later, by [`Pods::collect`].
+    fn give_back(&self, _pool: &str, _holder: &str) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// Makes pools and records agree: these are all addresses of pools that the node's holders have.
+    fn collect(
+        &self,
+        _valid: &[(String, IpAddr, String)],
+    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Whether pools may have addresses for pods in a network.
+    fn has_pools(&self, _network: &str) -> bool {
+        false
+    }
+
+    /// What pools and records do not agree about, a sentence each.
+    fn astray(&self, _valid: &[(String, IpAddr, String)]) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// No cluster: nothing is said of pods but what the plugin's configuration says.
@@ -95,6 +125,9 @@ pub struct Attacher<D, P> {
     store: Arc<Mutex<Store>>,
     /// One at a time for each attachment.
     turns: Mutex<HashMap<AttachmentId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held for reading from when an address is taken of a pool until that is written down: who makes pools and records agree
+    /// waits, and keeps others waiting.
+    giving: tokio::sync::RwLock<()>,
 }
 
 impl From<LedgerError> for Failure {
@@ -138,12 +171,18 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             settings,
             store: Arc::new(Mutex::new(Store { ledger, book, kept })),
             turns: Mutex::default(),
+            giving: tokio::sync::RwLock::default(),
         })
     }
 
     /// The dataplane.
     pub fn dataplane(&self) -> &D {
         &self.dataplane
+    }
+
+    /// What the cluster says of pods.
+    pub fn pods(&self) -> &P {
+        &self.pods
     }
 
     /// Where addresses come from that no configuration says anything about.
@@ -180,6 +219,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             Request::GcLeases { network, valid } => self.collect(Holding::Lease, network, &valid).await,
             Request::Show => Ok(Done {
                 given: self.with_ledger(|it| it.records().map(Record::given).collect()),
+                astray: self.pods.astray(&self.of_pools()),
                 ..Done::default()
             }),
         }
@@ -250,57 +290,10 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             addresses.iter().for_each(|it| store.book.give_back(&space, &key.holder(), *it));
             Ok(())
         })
-        .await
-    }
-
-    /// The addresses of a configuration, reserved in memory.
-    async fn take(
-        &self,
-        attach: &Attach,
-        key: &RecordKey,
-        space: &str,
-        facts: &PodFacts,
-        gateways: &[IpAddr],
-    ) -> Result<Vec<Granted>, Failure> {
-        let ground = self.ground();
-        let ranges = ranges_of(&attach.config, &ground)?;
-        let requested = requested(&attach.config, facts)?;
-        let reserved: Vec<IpAddr> = ground.reserved.iter().chain(gateways).copied().collect();
-        let (space, holder) = (space.to_owned(), key.holder());
-        let pod = pod_of(attach).filter(|pod| attach.config.ipam.sticky && comes_again(pod));
-        self.change(move |store| {
-            let preferred = pod.as_ref().map(|pod| store.kept.of(&space, pod)).unwrap_or_default();
-            let others = store.kept.of_others(&space, pod.as_ref()).into_iter();
-            let others = others.filter(|address| !requested.contains(address));
-            let spared: Vec<IpAddr> = others.chain(reserved.iter().copied()).collect();
-            let wanted =
-                Wanted { ranges: &ranges, requested: &requested, preferred: &preferred, reserved: &spared };
-            let granted = match store.book.take(&space, &holder, &wanted) {
-                // Rather one that another pod may come back for than none.
-                Err(IpamFault::Exhausted { .. }) => {
-                    store.book.take(&space, &holder, &Wanted { reserved: &reserved, ..wanted })
-                }
-                taken => taken,
-            }?;
-            if let Some(pod) = &pod {
-                let addresses: Vec<IpAddr> = granted.iter().map(|it| it.address.addr()).collect();
-                store.kept.put(&space, pod, addresses.clone()).inspect_err(|_| {
-                    addresses.iter().for_each(|it| store.book.give_back(&space, &holder, *it));
-                })?;
-            }
-            Ok(granted)
-        })
-        .await
-    }
-
-    async fn give_back(&self, space: &str, key: &RecordKey, granted: &[Granted]) {
-        let (space, holder, granted) = (space.to_owned(), key.holder(), granted.to_vec());
-        let given_back = self.change(move |store| {
-            granted.iter().for_each(|it| store.book.give_back(&space, &holder, it.address.addr()));
-            Ok(())
-        });
-        // Only a panic of the closure could be said here, and it has none.
-        let _ = given_back.await;
+        .await?;
+        // Not before the record is gone: nobody else may have an address that is written down here.
+        self.give_back_to_pools(&record.key, &record.granted).await;
+        Ok(())
     }
 
     async fn add(&self, attach: Attach) -> Answer {
@@ -318,11 +311,12 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             Some(pod) => self.pods.facts(pod).await?.of_interface(&attach.id.ifname),
             None => PodFacts::default(),
         };
+        let giving = self.giving.read().await;
         let planned = match mode(&attach.config, &facts)? {
             Mode::Sriov => self.plan_function(&attach, &key, &facts).await?,
             _ => self.plan_endpoint(&attach, &key, pod.as_ref(), &facts).await?,
         };
-        self.carry_out(planned, &attach, key, pod).await
+        self.carry_out(planned, &attach, key, pod, giving).await
     }
 
     /// Plans an endpoint of the dataplane; its addresses are reserved.
@@ -338,7 +332,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let network = self.dataplane.network(&space).await?;
         let granted = match &attach.delegated {
             Some(_) => Vec::new(),
-            None => self.take(attach, key, &space, facts, &network.gateways).await?,
+            None => self.give(attach, key, &space, facts, &network.gateways).await?,
         };
         let folders =
             Folders { sockets: &settings.sockets, devices: &settings.devices, pods: &settings.kubelet_pods };
@@ -352,7 +346,14 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
     }
 
     /// Writes down what is planned, does it, and undoes it when it fails.
-    async fn carry_out(&self, planned: Planned, attach: &Attach, key: RecordKey, pod: Option<Pod>) -> Answer {
+    async fn carry_out(
+        &self,
+        planned: Planned,
+        attach: &Attach,
+        key: RecordKey,
+        pod: Option<Pod>,
+        giving: tokio::sync::RwLockReadGuard<'_, ()>,
+    ) -> Answer {
         let Planned { plan, network, space, granted, turn: _turn } = planned;
         let settings = &self.settings;
         let record = Record {
@@ -368,7 +369,12 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             backends: plan.backends.clone(),
             result: None,
         };
-        self.keep(record.clone()).await?;
+        settings.faults.pass(FaultPoint::Taken);
+        if let Err(failure) = self.keep(record.clone()).await {
+            self.give_back_to_pools(&record.key, &record.granted).await;
+            return Err(failure);
+        }
+        drop(giving);
         settings.faults.pass(FaultPoint::Begun);
         let with =
             Means { dataplane: &self.dataplane, functions: &settings.functions, faults: settings.faults };
@@ -512,7 +518,8 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
             return Err(Failure::new(Code::Exists, msg));
         }
         self.dataplane.awaited().await?;
-        let granted = self.take(&attach, &key, &space, &PodFacts::default(), &[]).await?;
+        giving::refuse_pools(&attach.config)?;
+        let granted = self.take(&attach, &key, &space, &PodFacts::default(), &[], &[]).await?;
         let ips = granted.iter();
         let ips = ips.map(|it| IpConfig { address: it.address, gateway: it.gateway, interface: None });
         let result = AddResult {
@@ -554,7 +561,8 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let ranges = ranges_of(config, &ground).map_err(|it| Failure { code: Code::Unavailable, ..it })?;
         let reserved: Vec<IpAddr> = ground.reserved.iter().chain(&facts.gateways).copied().collect();
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        if ranges.is_empty() || !store.book.has_room(&network, &ranges, &reserved) {
+        let has_room = !ranges.is_empty() && store.book.has_room(&network, &ranges, &reserved);
+        if !has_room && !self.pods.has_pools(&network) {
             let msg =
                 "no address is left to give; widen the ranges, or see with `penstock ipam show` who has them";
             return Err(Failure::new(Code::Unavailable, msg));

@@ -93,6 +93,8 @@ fn wrong(msg: impl Into<String>) -> Failure {
 pub(super) const MODE_ANNOTATION: &str = "penstock.dev/interface";
 /// The annotation that says which addresses a pod gets, parted by commas.
 pub(super) const ADDRESSES_ANNOTATION: &str = "penstock.dev/addresses";
+/// The annotation that says which pools a pod gets its addresses from, parted by commas.
+pub(super) const POOL_ANNOTATION: &str = "penstock.dev/ip-pool";
 /// Bits a second to a pod, as a quantity of Kubernetes.
 pub(super) const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
 /// Bits a second from a pod, as a quantity of Kubernetes.
@@ -130,6 +132,14 @@ pub(super) fn requested(config: &Config, facts: &PodFacts) -> Result<Vec<IpAddr>
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// The pools that a container must get its addresses from: what its pod says comes before what the network says.
+pub(super) fn named_pools(config: &Config, facts: &PodFacts) -> Vec<String> {
+    match facts.annotations.get(POOL_ANNOTATION) {
+        Some(text) => text.split(',').map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned).collect(),
+        None => config.ipam.pools.clone(),
+    }
 }
 
 /// The name that the dataplane knows an endpoint by.

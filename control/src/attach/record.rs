@@ -1,5 +1,6 @@
 //! What is remembered of an attachment from before it is made until after it is gone.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -173,6 +174,11 @@ impl Record {
         self.granted.iter().map(|granted| granted.address.addr())
     }
 
+    /// The pools that addresses are of.
+    pub fn pools(&self) -> BTreeSet<String> {
+        self.granted.iter().filter_map(|granted| granted.pool.clone()).collect()
+    }
+
     /// What a person sees of it.
     pub fn given(&self) -> Given {
         Given {
@@ -182,6 +188,7 @@ impl Record {
                 Some(endpoint) => endpoint.addresses.clone(),
                 None => self.addresses().collect(),
             },
+            pools: self.pools().into_iter().collect(),
             holder: match self.key.holding {
                 Holding::Attachment => "attachment".to_owned(),
                 Holding::Lease => "lease".to_owned(),

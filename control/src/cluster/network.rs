@@ -49,33 +49,6 @@ impl Network {
     }
 }
 
-/// A pool's blocks by node: where the addresses of pods are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// The network's name.
-    pub network: String,
-    /// Blocks with the nodes that took them.
-    pub blocks: Vec<(Prefix, String)>,
-}
-
-impl Pool {
-    /// None for a pool that is not for pods.
-    pub(super) fn new(written: &kubernetes::IPPool, complaints: &mut Complaints) -> Option<Pool> {
-        if written.spec.purpose != kubernetes::PoolUse::Pods {
-            return None;
-        }
-        let listed = written.status.iter().flat_map(|status| &status.blocks).enumerate();
-        let mut blocks: Vec<(Prefix, String)> = listed
-            .filter_map(|(i, block)| {
-                let prefix = complaints.prefix(&format!("status.blocks[{i}].prefix"), &block.prefix)?;
-                Some((prefix, block.node.clone()))
-            })
-            .collect();
-        blocks.sort_unstable();
-        Some(Pool { network: written.spec.network.clone().unwrap_or_else(|| "default".to_owned()), blocks })
-    }
-}
-
 /// Addresses under which chosen pods leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {

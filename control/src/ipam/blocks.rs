@@ -1,10 +1,11 @@
 //! Pools whose addresses nodes take in blocks: a node has blocks of its own, and borrows from others' when the pool is full.
 //!
 //! Every change is a block written in place of the version that was read (optimistic concurrency): of two nodes that want
-//! the same address one writes first, and the other looks again. So nobody keeps a lock, and a crash between reading and
-//! writing leaves nothing behind.
+//! the same address one writes first, and the other looks again. So nobody keeps a lock, what is read may be old, and a
+//! crash between reading and writing leaves nothing behind. A block goes with the last address that is given of it: a node
+//! that has no pods keeps nothing from others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -34,6 +35,8 @@ pub struct Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Block {
+    /// The network whose pods have the addresses.
+    pub network: String,
     /// The addresses.
     pub prefix: IpNet,
     /// The node that takes from it first, and that its addresses are routed to.
@@ -52,8 +55,9 @@ impl Block {
         })
     }
 
-    fn free(&self, pool: &Pool) -> Option<IpAddr> {
-        self.addresses().find(|it| !self.given.contains_key(it) && pool.gives(*it))
+    fn free(&self, pool: &Pool, reserved: &[IpAddr]) -> Option<IpAddr> {
+        let is_free = |it: &IpAddr| !self.given.contains_key(it) && pool.gives(*it) && !reserved.contains(it);
+        self.addresses().find(is_free)
     }
 }
 
@@ -79,8 +83,16 @@ pub enum BlocksError {
 
 /// Where blocks are kept for all nodes, e.g. the API server.
 pub trait Blocks: Send + Sync {
-    /// All blocks of a pool.
+    /// The pools that there are blocks of.
+    fn pools(&self) -> impl Future<Output = Result<BTreeSet<String>, BlocksError>> + Send;
+
+    /// All blocks of a pool, as they were some time ago, but not before the last [`Blocks::refresh`].
     fn list(&self, pool: &str) -> impl Future<Output = Result<Vec<Versioned>, BlocksError>> + Send;
+
+    /// Makes sure that what is listed is not older than this call.
+    fn refresh(&self) -> impl Future<Output = Result<(), BlocksError>> + Send {
+        std::future::ready(Ok(()))
+    }
 
     /// Writes a block over the version that was read, or a new one when none was.
     fn write(
@@ -104,23 +116,23 @@ pub trait Blocks: Send + Sync {
 pub enum PoolError {
     /// Everything is given.
     #[error(
-        "all addresses of the pool {pool} ({prefix}) are given; add a pool, or see who has them with `penstock ipam show`"
+        "all addresses of the pool {pool} ({prefixes}) are given; add prefixes or a pool, or see who has them with `kubectl get ipblocks -o wide`"
     )]
     Exhausted {
         /// The pool's name.
         pool: String,
         /// Its addresses.
-        prefix: IpNet,
+        prefixes: String,
     },
     /// An address that is asked for is not the pool's.
-    #[error("{address} is not an address of the pool {pool} ({prefix})")]
+    #[error("{address} was asked for and is not an address that the pool {pool} ({prefixes}) gives")]
     Outside {
         /// The address.
         address: IpAddr,
         /// The pool's name.
         pool: String,
         /// Its addresses.
-        prefix: IpNet,
+        prefixes: String,
     },
     /// An address that is asked for is somebody else's.
     #[error("{address} was asked for and is given to {} on node {} already", .owner.holder, .owner.node)]
@@ -138,27 +150,49 @@ pub enum PoolError {
     Blocks(#[from] BlocksError),
 }
 
-/// Addresses that are given in blocks.
+/// Addresses of one family that are given in blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
     /// The pool's name.
     pub name: String,
+    /// The network whose pods have the addresses.
+    pub network: String,
     /// Its addresses.
-    pub prefix: IpNet,
-    /// The length of a block's prefix.
+    pub prefixes: Vec<IpNet>,
+    /// The length of a block's prefix; a prefix that is smaller is one block.
     pub block: u8,
 }
 
+/// What is wanted of a pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask<'a> {
+    /// The address that it must be.
+    pub requested: Option<IpAddr>,
+    /// The address that it is when it is free.
+    pub preferred: Option<IpAddr>,
+    /// Addresses that it must not be unless requested.
+    pub reserved: &'a [IpAddr],
+}
+
+/// The version to write over, the block as it was, and an address of it that is free.
+type Choice = (Option<u64>, Block, IpAddr);
+
 impl Pool {
-    /// A pool with blocks of 64 addresses, or of fewer when it has fewer itself.
-    pub fn new(name: String, prefix: IpNet) -> Self {
-        let block = if prefix.addr().is_ipv4() { BLOCK_V4 } else { BLOCK_V6 };
-        Self { name, prefix, block: block.max(prefix.prefix_len()) }
+    /// Neither a prefix' first address nor, of IPv4, its last is anybody's.
+    pub fn gives(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| {
+            let is_end = address == prefix.network() || (address.is_ipv4() && address == prefix.broadcast());
+            prefix.contains(&address) && !is_end
+        })
     }
 
-    /// Neither the pool's first address nor, of IPv4, its last is anybody's.
-    fn gives(&self, address: IpAddr) -> bool {
-        address != self.prefix.network() && !(address.is_ipv4() && address == self.prefix.broadcast())
+    /// Its addresses, for people.
+    fn words(&self) -> String {
+        self.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn exhausted(&self) -> PoolError {
+        PoolError::Exhausted { pool: self.name.clone(), prefixes: self.words() }
     }
 
     /// Gives an address to a holder on a node: from the node's blocks, else from a new block, else from another node's.
@@ -169,13 +203,21 @@ impl Pool {
         &self,
         blocks: &B,
         owner: &Owner,
-        requested: Option<IpAddr>,
+        ask: &Ask<'_>,
     ) -> Result<IpAddr, PoolError> {
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                blocks.refresh().await?;
+            }
             let known = blocks.list(&self.name).await?;
-            let (over, mut block, address) = match requested {
-                Some(address) => self.find(&known, owner, address)?,
-                None => self.choose(&known, owner)?,
+            let chosen = match ask.requested {
+                Some(address) => self.find(&known, owner, address),
+                None => self.choose(&known, owner, ask),
+            };
+            let (over, mut block, address) = match chosen {
+                // What is listed may be old.
+                Err(PoolError::Exhausted { .. } | PoolError::Taken { .. }) if attempt == 0 => continue,
+                chosen => chosen?,
             };
             block.given.insert(address, owner.clone());
             match blocks.write(&self.name, block, over).await {
@@ -187,95 +229,138 @@ impl Pool {
         Err(PoolError::Contended(self.name.clone()))
     }
 
-    fn choose(&self, known: &[Versioned], owner: &Owner) -> Result<(Option<u64>, Block, IpAddr), PoolError> {
-        let with_room =
-            |it: &Versioned| it.block.free(self).map(|address| (Some(it.version), it.block.clone(), address));
-        let own = known.iter().filter(|it| it.block.node == owner.node).find_map(with_room);
-        own.or_else(|| {
-            let block = self.cut(known, owner, None)?;
-            let address = block.free(self)?;
+    fn choose(&self, known: &[Versioned], owner: &Owner, ask: &Ask<'_>) -> Result<Choice, PoolError> {
+        let preferred = ask.preferred.filter(|it| !ask.reserved.contains(it));
+        if let Some(choice) = preferred.and_then(|it| self.find(known, owner, it).ok()) {
+            return Ok(choice);
+        }
+        let with_room = |it: &Versioned| {
+            let address = it.block.free(self, ask.reserved)?;
+            Some((Some(it.version), it.block.clone(), address))
+        };
+        let usable = || known.iter().filter(|it| it.block.network == self.network);
+        let own = usable().filter(|it| it.block.node == owner.node).find_map(with_room);
+        let new = || {
+            let (block, address) = self.uncut(known, owner).find_map(|block| {
+                let address = block.free(self, ask.reserved)?;
+                Some((block, address))
+            })?;
             Some((None, block, address))
-        })
-        .or_else(|| known.iter().find_map(with_room))
-        .ok_or_else(|| PoolError::Exhausted { pool: self.name.clone(), prefix: self.prefix })
+        };
+        own.or_else(new).or_else(|| usable().find_map(with_room)).ok_or_else(|| self.exhausted())
     }
 
-    fn find(
-        &self,
-        known: &[Versioned],
-        owner: &Owner,
-        address: IpAddr,
-    ) -> Result<(Option<u64>, Block, IpAddr), PoolError> {
-        if !self.prefix.contains(&address) || !self.gives(address) {
-            let (pool, prefix) = (self.name.clone(), self.prefix);
-            return Err(PoolError::Outside { address, pool, prefix });
+    fn find(&self, known: &[Versioned], owner: &Owner, address: IpAddr) -> Result<Choice, PoolError> {
+        if !self.gives(address) {
+            return Err(PoolError::Outside { address, pool: self.name.clone(), prefixes: self.words() });
         }
-        if let Some(it) = known.iter().find(|it| it.block.prefix.contains(&address)) {
+        let usable = |it: &&Versioned| it.block.network == self.network && it.block.prefix.contains(&address);
+        if let Some(it) = known.iter().find(usable) {
             return match it.block.given.get(&address) {
                 Some(owner) => Err(PoolError::Taken { address, owner: owner.clone() }),
                 None => Ok((Some(it.version), it.block.clone(), address)),
             };
         }
-        let block = self.cut(known, owner, Some(address));
-        let block =
-            block.ok_or_else(|| PoolError::Exhausted { pool: self.name.clone(), prefix: self.prefix })?;
-        Ok((None, block, address))
+        let block = self.uncut(known, owner).find(|block| block.prefix.contains(&address));
+        Ok((None, block.ok_or_else(|| self.exhausted())?, address))
     }
 
-    /// A new block for a node: the one that holds an address, or the first that there is none of yet.
-    fn cut(&self, known: &[Versioned], owner: &Owner, holding: Option<IpAddr>) -> Option<Block> {
-        let length = self.block.clamp(self.prefix.prefix_len(), self.prefix.max_prefix_len());
-        let is_new = |prefix: &IpNet| !known.iter().any(|it| it.block.prefix == *prefix);
-        let prefix = match holding {
-            Some(address) => IpNet::new(address, length).ok()?.trunc(),
-            None => self.prefix.subnets(length).ok()?.find(is_new)?,
+    /// The blocks that there are none of yet, as they would be a node's. Blocks of other lengths may be from before the pool
+    /// was changed.
+    fn uncut(&self, known: &[Versioned], owner: &Owner) -> impl Iterator<Item = Block> {
+        let is_new = |prefix: &IpNet| {
+            let overlaps = |other: IpNet| other.contains(prefix) || prefix.contains(&other);
+            !known.iter().any(|it| overlaps(it.block.prefix))
         };
-        Some(Block { prefix, node: owner.node.clone(), given: BTreeMap::new() })
+        let cut = |prefix: &IpNet| {
+            let length = self.block.clamp(prefix.prefix_len(), prefix.max_prefix_len());
+            prefix.subnets(length).into_iter().flatten()
+        };
+        let (network, node) = (self.network.clone(), owner.node.clone());
+        self.prefixes.iter().flat_map(cut).filter(is_new).map(move |prefix| Block {
+            network: network.clone(),
+            prefix,
+            node: node.clone(),
+            given: BTreeMap::new(),
+        })
     }
+}
 
-    /// Takes back what a holder has. A block that nobody has anything of any more goes, so that another node can have it.
-    ///
-    /// # Errors
-    /// [`PoolError`].
-    pub async fn release<B: Blocks>(&self, blocks: &B, owner: &Owner) -> Result<(), PoolError> {
-        for _ in 0..ATTEMPTS {
-            let known = blocks.list(&self.name).await?;
-            let Some(held) = known.into_iter().find(|it| it.block.given.values().any(|it| it == owner))
-            else {
-                return Ok(());
-            };
-            let Versioned { mut block, version } = held;
-            block.given.retain(|_, it| it != owner);
-            let written = if block.given.is_empty() {
-                blocks.remove(&self.name, block.prefix, version).await
-            } else {
-                blocks.write(&self.name, block, Some(version)).await
-            };
-            match written {
-                Ok(()) | Err(BlocksError::Conflict) => {}
-                Err(error) => return Err(error.into()),
+/// Changes the blocks of a pool until `change` changes none of them any more; how many addresses that took back. A block
+/// that nobody has anything of any more goes, so that another node can have it.
+async fn amend<B: Blocks>(blocks: &B, pool: &str, change: impl Fn(&mut Block)) -> Result<usize, PoolError> {
+    let (mut count, mut conflicts) = (0, 0);
+    while conflicts < ATTEMPTS {
+        let known = blocks.list(pool).await?;
+        let changed = known.into_iter().find_map(|Versioned { block, version }| {
+            let mut new = block.clone();
+            change(&mut new);
+            (new != block).then_some((block, new, version))
+        });
+        let Some((old, new, version)) = changed else { return Ok(count) };
+        let taken_back = old.given.len() - new.given.len();
+        let written = if new.given.is_empty() {
+            blocks.remove(pool, new.prefix, version).await
+        } else {
+            blocks.write(pool, new, Some(version)).await
+        };
+        match written {
+            Ok(()) => count += taken_back,
+            Err(BlocksError::Conflict) => {
+                conflicts += 1;
+                blocks.refresh().await?;
             }
+            Err(error) => return Err(error.into()),
         }
-        Err(PoolError::Contended(self.name.clone()))
     }
+    Err(PoolError::Contended(pool.to_owned()))
+}
 
-    /// Takes back what a node's holders have that are not among `valid`; how many addresses that were.
-    ///
-    /// # Errors
-    /// [`PoolError`].
-    pub async fn collect<B: Blocks>(
-        &self,
-        blocks: &B,
-        node: &str,
-        valid: &[String],
-    ) -> Result<usize, PoolError> {
-        let known = blocks.list(&self.name).await?;
-        let owners = known.iter().flat_map(|it| it.block.given.values());
-        let stale: std::collections::BTreeSet<Owner> =
-            owners.filter(|it| it.node == node && !valid.contains(&it.holder)).cloned().collect();
-        for owner in &stale {
-            self.release(blocks, owner).await?;
-        }
-        Ok(stale.len())
+/// Takes back what a holder has of a pool, which need not be there itself any more.
+///
+/// # Errors
+/// [`PoolError`].
+pub async fn release<B: Blocks>(blocks: &B, pool: &str, owner: &Owner) -> Result<(), PoolError> {
+    let take_back = |block: &mut Block| block.given.retain(|_, it| it != owner);
+    if amend(blocks, pool, take_back).await? == 0 {
+        // What is listed may be older than what the holder has.
+        blocks.refresh().await?;
+        amend(blocks, pool, take_back).await?;
     }
+    Ok(())
+}
+
+/// Takes back what a node's holders have of a pool that is not valid; how many addresses that were.
+///
+/// # Errors
+/// [`PoolError`].
+pub async fn collect<B: Blocks>(
+    blocks: &B,
+    pool: &str,
+    node: &str,
+    is_valid: impl Fn(&str, IpAddr) -> bool,
+) -> Result<usize, PoolError> {
+    let keeps = |address: &IpAddr, owner: &Owner| owner.node != node || is_valid(&owner.holder, *address);
+    amend(blocks, pool, |block| block.given.retain(|address, owner| keeps(address, owner))).await
+}
+
+/// Takes back what nodes have that are gone for good; how many addresses that were. A block of such a node of which others
+/// borrowed is the first borrower's.
+///
+/// # Errors
+/// [`PoolError`].
+pub async fn bury<B: Blocks>(
+    blocks: &B,
+    pool: &str,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<usize, PoolError> {
+    let take_back = |block: &mut Block| {
+        block.given.retain(|_, owner| !is_gone(&owner.node));
+        if is_gone(&block.node)
+            && let Some(heir) = block.given.values().next()
+        {
+            block.node = heir.node.clone();
+        }
+    };
+    amend(blocks, pool, take_back).await
 }

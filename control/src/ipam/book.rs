@@ -62,6 +62,9 @@ pub struct Granted {
     pub address: IpNet,
     /// The range's gateway.
     pub gateway: Option<IpAddr>,
+    /// The pool that it is of; none when it is of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 /// The given addresses of several spaces, in each of which an address is given once.
@@ -128,7 +131,7 @@ impl Book {
             self.last.insert((space.to_owned(), span.subnet()), address);
             let length = span.subnet().prefix_len();
             let with_length = IpNet::new(address, length).unwrap_or_else(|_| address.into());
-            addresses.push(Granted { address: with_length, gateway: Some(span.gateway()) });
+            addresses.push(Granted { address: with_length, gateway: Some(span.gateway()), pool: None });
         }
         Ok(addresses)
     }

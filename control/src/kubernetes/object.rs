@@ -5,8 +5,8 @@ use std::fmt;
 use kube::Resource;
 
 use super::{
-    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPPool,
-    Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod, Service,
+    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPBlock,
+    IPPool, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod, Service,
 };
 
 macro_rules! kinds {
@@ -86,6 +86,8 @@ kinds! {
     Network,
     /// Addresses that are given out, `penstock.dev/v1alpha1`.
     IPPool,
+    /// Addresses of a pool that a node took, `penstock.dev/v1alpha1`.
+    IPBlock,
     /// An address under which chosen pods leave, `penstock.dev/v1alpha1`.
     EgressIP,
     /// What differs from node to node, `penstock.dev/v1alpha1`.

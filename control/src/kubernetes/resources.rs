@@ -86,6 +86,7 @@ pub enum PoolUse {
     printcolumn(name = "Use", type_ = "string", json_path = ".spec.use"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.network"),
     printcolumn(name = "Prefixes", type_ = "string", json_path = ".spec.prefixes"),
+    printcolumn(name = "Honoured", type_ = "boolean", json_path = ".status.honoured"),
     printcolumn(name = "Disabled", type_ = "boolean", json_path = ".spec.disabled", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -98,21 +99,30 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub network: Option<String>,
-    /// The addresses.
-    #[schemars(schema_with = "schema::prefixes")]
+    /// The addresses. Those of pods must lie inside their network's prefixes, if it has any, and be neither in a node's pod
+    /// CIDRs nor in another pool of the network.
+    #[schemars(schema_with = "schema::some_prefixes")]
     pub prefixes: Vec<String>,
     /// The prefix length of the blocks that nodes take of IPv4 prefixes; 26 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 8, max = 32))]
+    #[schemars(range(min = 22, max = 32))]
     pub block_size_v4: Option<u8>,
     /// The prefix length of the blocks that nodes take of IPv6 prefixes; 122 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 32, max = 128))]
+    #[schemars(range(min = 118, max = 128))]
     pub block_size_v6: Option<u8>,
     /// The nodes that may take blocks, or announce addresses; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
     pub node_selector: Option<LabelSelector>,
+    /// The namespaces whose pods may have an address; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// The pods there that get an address without asking for it by the annotation `penstock.dev/ip-pool`; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::label_selector")]
+    pub pod_selector: Option<LabelSelector>,
     /// The services that may have an address; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
@@ -122,27 +132,69 @@ pub struct IPPoolSpec {
     pub disabled: bool,
 }
 
-/// What a pool gave out.
+/// Whether a pool's addresses are given out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolStatus {
-    /// The blocks that nodes took.
-    // An API server takes a check of each only if it knows how many there may be.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10000))]
-    pub blocks: Vec<Block>,
+    /// Whether they are, as far as the pool itself decides that.
+    #[serde(default)]
+    pub honoured: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
-/// Addresses that one node gives to its pods.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Some addresses of a pool, which a node took for its pods. Agents write it, each over the version that it read.
+#[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "IPBlock",
+    plural = "ipblocks",
+    category = "penstock",
+    doc = "Some addresses of a pool, which a node took for its pods. Agents write it, each over the version that it read.",
+    derive = "PartialEq",
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
+    printcolumn(name = "Prefix", type_ = "string", json_path = ".spec.prefix"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node"),
+    printcolumn(name = "Network", type_ = "string", json_path = ".spec.network", priority = "1"),
+    printcolumn(name = "Given", type_ = "string", json_path = ".spec.given[*].address", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
 #[serde(rename_all = "camelCase")]
-pub struct Block {
+pub struct IPBlockSpec {
+    /// The pool.
+    #[schemars(length(min = 1, max = 253))]
+    pub pool: String,
+    /// The network of the pods.
+    #[schemars(length(min = 1, max = 253))]
+    pub network: String,
     /// The addresses.
     #[schemars(schema_with = "schema::prefix")]
     pub prefix: String,
-    /// The node.
+    /// The node that takes from it first, and that the addresses are routed to.
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
+    /// The addresses that are given.
+    // An API server takes a check of each only if it knows how many there may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub given: Vec<GivenAddress>,
+}
+
+/// An address of a block that is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GivenAddress {
+    /// The address.
+    #[schemars(schema_with = "schema::address")]
+    pub address: String,
+    /// The node of the pod, which need not be the block's.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// What of the node has it: network, container and interface.
+    #[schemars(length(min = 1, max = 1024))]
+    pub holder: String,
 }
 
 /// Addresses under which chosen pods leave the cluster.
@@ -252,7 +304,7 @@ pub struct NetworkAttachmentDefinitionSpec {
 /// The definitions of our own resources, as an API server takes them.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Network::crd(), IPPool::crd(), EgressIP::crd(), NodeConfig::crd()]
+    vec![Network::crd(), IPPool::crd(), IPBlock::crd(), EgressIP::crd(), NodeConfig::crd()]
 }
 
 /// The same as YAML, each with the name of its file.

@@ -35,6 +35,13 @@ pub(super) fn prefixes(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// The same, at least one.
+pub(super) fn some_prefixes(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = prefixes(generator);
+    schema.insert("minItems".to_owned(), 1.into());
+    schema
+}
+
 /// One prefix.
 pub(super) fn prefix(_: &mut SchemaGenerator) -> Schema {
     prefix_schema()
@@ -60,6 +67,11 @@ pub(super) fn addresses(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-type": "set",
         "items": address_schema(),
     })
+}
+
+/// One address.
+pub(super) fn address(_: &mut SchemaGenerator) -> Schema {
+    address_schema()
 }
 
 fn address_schema() -> Schema {

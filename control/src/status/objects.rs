@@ -6,8 +6,8 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::kubernetes::{
-    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPPool,
-    Key, Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod,
+    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPBlock,
+    IPPool, Key, Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Pod,
     Service,
 };
 
@@ -24,6 +24,7 @@ pub(crate) fn is_answered(kind: Kind) -> bool {
             | Kind::AdminNetworkPolicy
             | Kind::BaselineAdminNetworkPolicy
             | Kind::EgressIP
+            | Kind::IPPool
     )
 }
 
@@ -41,6 +42,7 @@ fn resource(kind: Kind) -> ApiResource {
         Kind::NetworkAttachmentDefinition => ApiResource::erase::<NetworkAttachmentDefinition>(&()),
         Kind::Network => ApiResource::erase::<Network>(&()),
         Kind::IPPool => ApiResource::erase::<IPPool>(&()),
+        Kind::IPBlock => ApiResource::erase::<IPBlock>(&()),
         Kind::EgressIP => ApiResource::erase::<EgressIP>(&()),
         Kind::NodeConfig => ApiResource::erase::<NodeConfig>(&()),
     }
@@ -92,7 +94,7 @@ pub(super) async fn answer(client: &Client, key: &Key, problems: &[String]) -> R
 /// The part of a status that is ours, if it has to change.
 fn answered(kind: Kind, status: &Value, problems: &[String], generation: Option<i64>) -> Option<Value> {
     let message = problems.join("; ");
-    if kind == Kind::EgressIP {
+    if matches!(kind, Kind::EgressIP | Kind::IPPool) {
         let new = if problems.is_empty() {
             json!({"honoured": true})
         } else {

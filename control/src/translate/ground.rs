@@ -17,6 +17,16 @@ use crate::kubernetes::{Key, Kind};
 /// All of it, by key.
 pub(super) type Ground = BTreeMap<SaidKey, Said>;
 
+/// Where some addresses of a network are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    prefix: Prefix,
+    node: String,
+    /// Whether it is one address of a block that is another node's.
+    is_lent: bool,
+    said_by: Key,
+}
+
 /// Builds the ground of one node.
 pub(super) struct Builder<'a> {
     pub(super) cluster: &'a Cluster,
@@ -41,6 +51,9 @@ impl Builder<'_> {
         for (level, _, order) in TIERS {
             let default = if level == Level::Network { TierDefault::Deny } else { TierDefault::Pass };
             self.put(Said::Tier(Tier { name: tier(level), order, default }));
+        }
+        for (name, problem) in self.cluster.unfit_pools() {
+            self.refuse(Key::new(Kind::IPPool, "", name), problem);
         }
         let default = self.cluster.network().as_str();
         let mut networks: BTreeMap<&str, &Network> =
@@ -120,11 +133,7 @@ impl Builder<'_> {
 
     fn network(&mut self, name: &Name, network: &Network, peers: &BTreeSet<String>) {
         let places = self.places(name);
-        let mut prefixes = network.prefixes.clone();
-        if prefixes.is_empty() {
-            prefixes = places.iter().map(|(prefix, _)| *prefix).collect();
-            prefixes.dedup();
-        }
+        let prefixes = self.prefixes(name, network, &places);
         self.put(Said::Network(model::Network {
             name: name.clone(),
             vni: network.vni,
@@ -140,16 +149,20 @@ impl Builder<'_> {
         let Some(own_name) = self.settings.node().cloned() else { return };
         let mut own = Vec::new();
         let mut taken: BTreeMap<Prefix, String> = BTreeMap::new();
-        for (prefix, node) in places {
+        for Place { prefix, node, said_by, is_lent } in places {
             if let Some(other) = taken.get(&prefix).filter(|other| **other != node) {
                 let problem = format!("{prefix} is the range of {other} too, where its packets go");
-                let problem = Problem::new("spec.podCIDRs", problem, "give each node its own");
-                self.refuse(Key::new(Kind::Node, "", &node), problem);
+                let field = if said_by.kind == Kind::Node { "spec.podCIDRs" } else { "spec.prefix" };
+                self.refuse(said_by, Problem::new(field, problem, "give each node its own"));
                 continue;
             }
             taken.insert(prefix, node.clone());
             let via = if node == own_name {
                 own.push(prefix);
+                if is_lent {
+                    // Its pod's endpoint is the way to it.
+                    continue;
+                }
                 // Pods that are there have ways of their own; what is left is nobody.
                 RouteTarget::Blackhole
             } else if peers.contains(&node) {
@@ -162,16 +175,51 @@ impl Builder<'_> {
         self.way_out(name, network, prefixes, own);
     }
 
-    /// Where a network's pods are, by node: ranges of nodes for the pods' own network, and blocks of pools.
-    fn places(&self, network: &Name) -> Vec<(Prefix, String)> {
-        let mut places: Vec<(Prefix, String)> = Vec::new();
-        if network == self.cluster.network() {
-            for (name, node) in self.cluster.nodes() {
-                places.extend(node.pod_prefixes.iter().map(|prefix| (*prefix, name.clone())));
+    /// The addresses that belong to a network: where it does not say so itself, those that its pods may have.
+    fn prefixes(&self, name: &Name, network: &Network, places: &[Place]) -> Vec<Prefix> {
+        if !network.prefixes.is_empty() {
+            return network.prefixes.clone();
+        }
+        let pools = self.cluster.pools().values().filter(|pool| pool.network == name.as_str());
+        let whole = pools.flat_map(|pool| pool.prefixes.iter().copied());
+        let of_places = places.iter().filter(|place| !place.is_lent).map(|place| place.prefix);
+        let mut prefixes: Vec<Prefix> = Vec::new();
+        // Blocks of pools that are still there say nothing more.
+        for prefix in whole.chain(of_places) {
+            if !prefixes.iter().any(|other| other.net().contains(&prefix.net())) {
+                prefixes.push(prefix);
             }
         }
-        let pools = self.cluster.pools().values().filter(|pool| pool.network == network.as_str());
-        places.extend(pools.flat_map(|pool| pool.blocks.iter().cloned()));
+        prefixes.sort_unstable();
+        prefixes
+    }
+
+    /// Where a network's pods are, by node: ranges of nodes for the pods' own network, blocks of pools, and single addresses
+    /// that nodes lend each other.
+    fn places(&self, network: &Name) -> Vec<Place> {
+        let mut places: Vec<Place> = Vec::new();
+        if network == self.cluster.network() {
+            for (name, node) in self.cluster.nodes() {
+                places.extend(node.pod_prefixes.iter().map(|prefix| Place {
+                    prefix: *prefix,
+                    node: name.clone(),
+                    is_lent: false,
+                    said_by: Key::new(Kind::Node, "", name),
+                }));
+            }
+        }
+        let blocks = self.cluster.blocks().iter().filter(|(_, block)| block.network == network.as_str());
+        for (name, block) in blocks {
+            let place = |prefix, node: &String, is_lent| Place {
+                prefix,
+                node: node.clone(),
+                is_lent,
+                said_by: Key::new(Kind::IPBlock, "", name),
+            };
+            places.push(place(block.prefix, &block.node, false));
+            let lent = block.lent.iter();
+            places.extend(lent.map(|(address, node)| place(Prefix::host(*address), node, true)));
+        }
         places.sort_unstable();
         places.dedup();
         places

@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 use super::News;
 use super::pace::Pace;
 use crate::kubernetes::{
-    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPPool,
-    Key, Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig, Object, Pod,
-    Service,
+    AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, EgressIP, EndpointSlice, IPBlock,
+    IPPool, Key, Kind, Namespace, Network, NetworkAttachmentDefinition, NetworkPolicy, Node, NodeConfig,
+    Object, Pod, Service,
 };
 
 /// How long a streaming list may say nothing before it is taken for one that the server does not know: servers before
@@ -82,6 +82,7 @@ impl Watches {
         watches.add::<NetworkAttachmentDefinition>(Kind::NetworkAttachmentDefinition, "");
         watches.add::<Network>(Kind::Network, "");
         watches.add::<IPPool>(Kind::IPPool, "");
+        watches.add::<IPBlock>(Kind::IPBlock, "");
         watches.add::<EgressIP>(Kind::EgressIP, "");
         watches.add::<NodeConfig>(Kind::NodeConfig, "");
         Self { _tasks: watches.tasks }

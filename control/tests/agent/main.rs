@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "all of it is a test's")]
 
 mod apiserver;
+mod blocks;
 mod dataplane;
 mod devices;
 mod directory;

@@ -7,9 +7,9 @@ use crate::check::{Sorted, changed, check};
 use crate::fault::CompileError;
 use crate::layers::Budget;
 use crate::peers::{Block, Peers};
-use crate::rules::{Identity, Policy, Rules};
+use crate::rules::{Identity, Rules, Shared};
 use crate::selection::Selection;
-use crate::subject::{Named, Stage, Subject};
+use crate::subject::{Named, Stage, Subject, addresses_of};
 
 /// Compiled rules; by default of none.
 #[derive(Clone, Debug, Default)]
@@ -144,32 +144,38 @@ impl Group<'_> {
 
 /// The endpoints by what selects them, in the order in which they are given.
 fn groups<'a>(rules: &'a Rules, selection: &Selection, before: &Before<'a>) -> Vec<Group<'a>> {
-    let mut places: HashMap<(&str, Vec<*const Policy>), usize> = HashMap::new();
+    let mut places: HashMap<(&str, Vec<usize>), usize> = HashMap::new();
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (endpoint, policies) in rules.endpoints.iter().zip(&selection.policies) {
-        let mut key: Vec<*const Policy> = policies.iter().map(Arc::as_ptr).collect();
-        key.sort_unstable();
+        let key = addresses_of(policies);
         let (network, name) = (endpoint.network.as_str(), endpoint.name.as_str());
-        let place = *places.entry((network, key)).or_insert(groups.len());
-        if place == groups.len() {
-            let stages = rules.in_order(policies).into_iter().map(|(tier, policies)| Stage {
-                tier: tier.name.clone(),
-                default: tier.default,
-                policies: policies.into_iter().cloned().collect(),
+        let place = places.entry((network, key)).or_insert_with_key(|(_, key)| {
+            let rules = before.unchanged(network, key, name).unwrap_or_else(|| {
+                let stages = rules.in_order(policies).into_iter().map(|(tier, policies)| Stage {
+                    tier: tier.name.clone(),
+                    default: tier.default,
+                    policies: policies.into_iter().cloned().collect(),
+                });
+                before.decided(network, stages.collect(), name)
             });
-            let rules = before.decided(network, stages.collect(), name);
             groups.push(Group { network, rules, endpoints: Vec::new() });
-        }
-        groups[place].endpoints.push(name);
+            groups.len() - 1
+        });
+        groups[*place].endpoints.push(name);
     }
     groups
 }
 
 /// Cuts the space of each network along its identities and the blocks of the policies in use.
 fn cut(rules: &Rules, groups: &[Group<'_>], previous: Option<&Program>) -> BTreeMap<String, Arc<Peers>> {
-    let mut spaces: BTreeMap<&str, (Vec<Arc<Identity>>, BTreeSet<&Block>)> = BTreeMap::new();
+    let mut spaces: BTreeMap<&str, (Shared<Identity>, BTreeSet<&Block>)> = BTreeMap::new();
     for identities in rules.identities.chunk_by(|a, b| a.network == b.network) {
-        spaces.entry(&identities[0].network).or_default().0.extend_from_slice(identities);
+        let (all, _) = spaces.entry(&identities[0].network).or_default();
+        // Most clusters have one network, whose list is that of all.
+        match identities.len() == rules.identities.len() {
+            true => *all = rules.identities.clone(),
+            false => all.extend_from_slice(identities),
+        }
     }
     for group in groups {
         spaces.entry(group.network).or_default().1.extend(&group.named().blocks);
@@ -187,13 +193,15 @@ struct Before<'a> {
     subjects: Vec<&'a Arc<Subject>>,
     /// Identities whose prefixes changed, by network.
     changed: HashMap<&'a str, HashSet<&'a str>>,
+    same_tiers: bool,
     next: u64,
 }
 
 impl<'a> Before<'a> {
     fn new(rules: &'a Rules, previous: Option<&'a Program>) -> Before<'a> {
         let Some(program) = previous else {
-            return Before { program: None, subjects: Vec::new(), changed: HashMap::new(), next: 1 };
+            let (subjects, changed) = Default::default();
+            return Before { program: None, subjects, changed, same_tiers: false, next: 1 };
         };
         let (now, gone) = changed(&rules.identities, &program.rules.identities);
         let now: HashMap<_, &Identity> = rules.identities[now]
@@ -208,11 +216,30 @@ impl<'a> Before<'a> {
                 changed.entry(*network).or_default().insert(*name);
             }
         }
-        Before { program: previous, subjects: program.subjects().collect(), changed, next: program.next }
+        let same_tiers = rules.tiers == program.rules.tiers;
+        Before {
+            program: previous,
+            subjects: program.subjects().collect(),
+            changed,
+            same_tiers,
+            next: program.next,
+        }
     }
 
     fn peers(&self, network: &str) -> Option<&'a Arc<Peers>> {
         self.program?.peers.get(network)
+    }
+
+    /// The program of an endpoint, if the policies at these addresses, which select it now, did when it was made.
+    fn unchanged(&self, network: &str, addresses: &[usize], endpoint: &str) -> Option<Decided<'a>> {
+        let former = self.program.filter(|_| self.same_tiers)?.endpoint(endpoint)?;
+        let is_same = former.network() == network && former.is_of(addresses);
+        (is_same && self.means_the_same(former)).then_some(Decided::AsBy(former))
+    }
+
+    /// Whether whom the rules of a program name has the prefixes that they had.
+    fn means_the_same(&self, subject: &Subject) -> bool {
+        self.changed.get(subject.network()).is_none_or(|changed| !subject.named().depends_on(changed))
     }
 
     /// By what is decided about endpoints that these policies select, e.g. the one of this name.
@@ -225,8 +252,7 @@ impl<'a> Before<'a> {
         // Most endpoints are decided about as they were.
         let former = self.program.and_then(|program| program.endpoint(endpoint)).filter(decides_alike);
         let alike = former.or_else(|| self.subjects.iter().copied().find(decides_alike));
-        let changed = self.changed.get(network);
-        match alike.filter(|it| changed.is_none_or(|changed| !it.named().depends_on(changed))) {
+        match alike.filter(|it| self.means_the_same(it)) {
             Some(alike) => Decided::AsBy(alike),
             None => {
                 let named = Named::by(&stages);
@@ -244,7 +270,8 @@ mod tests {
     use crate::fault::Fault;
     use crate::peers::PeerId;
     use crate::rules::{
-        Action, Direction, Directions, Endpoint, Peer, PortMatch, Protocol, Rule, Subjects, Tier, TierDefault,
+        Action, Direction, Directions, Endpoint, Peer, Policy, PortMatch, Protocol, Rule, Subjects, Tier,
+        TierDefault,
     };
     use crate::verdict::{Answer, Decider, Packet};
 

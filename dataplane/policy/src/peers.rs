@@ -23,7 +23,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::check::changed;
 use crate::hash::NumberSet;
 use crate::pieces::{Edge, EdgeKind, Pieces};
-use crate::rules::Identity;
+use crate::rules::{Identity, Shared};
 
 /// Which identities and blocks an address is in, as a dense number within a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,7 +109,7 @@ const STALE: usize = 1024;
 /// The peers of a network.
 #[derive(Clone, Debug, Default)]
 pub struct Peers {
-    identities: Vec<Arc<Identity>>,
+    identities: Shared<Identity>,
     blocks: Vec<Block>,
     numbering: Arc<Numbering>,
     /// Counts how often the network was numbered anew.
@@ -122,7 +122,7 @@ pub struct Peers {
 impl Peers {
     /// Cuts the space. `blocks` are sorted and none is there twice.
     pub(crate) fn cut(
-        identities: Vec<Arc<Identity>>,
+        identities: Shared<Identity>,
         blocks: Vec<Block>,
         previous: Option<&Arc<Peers>>,
     ) -> Arc<Peers> {
@@ -148,7 +148,7 @@ impl Peers {
     }
 
     /// The peers of other identities and blocks, in the numbers of these; without a tree.
-    fn recut(&self, identities: Vec<Arc<Identity>>, blocks: Vec<Block>) -> Peers {
+    fn recut(&self, identities: Shared<Identity>, blocks: Vec<Block>) -> Peers {
         let mut numbering = self.numbering.clone();
         let (fresh, gone) = changed(&identities, &self.identities);
         let gone_blocks = self.blocks.iter().filter(|block| blocks.binary_search(block).is_err());
@@ -374,7 +374,7 @@ mod tests {
             identity("web", &["10.1.1.1/32", "fd00::1/128"]),
             identity("node", &["192.0.2.1/32"]),
         ];
-        let peers = Peers::cut(identities, Vec::new(), None);
+        let peers = Peers::cut(identities.into(), Vec::new(), None);
         assert_eq!(at(&peers, "10.1.1.1"), ["all", "web"]);
         assert_eq!(at(&peers, "10.1.1.2"), ["all"]);
         assert_eq!(at(&peers, "fd00::1"), ["all", "web"]);
@@ -385,9 +385,12 @@ mod tests {
 
     #[test]
     fn a_pod_that_joins_an_identity_needs_no_new_id() {
-        let before = Peers::cut(vec![identity("web", &["10.1.1.1/32"])], Vec::new(), None);
-        let after =
-            Peers::cut(vec![identity("web", &["10.1.1.1/32", "10.1.1.2/32"])], Vec::new(), Some(&before));
+        let before = Peers::cut(vec![identity("web", &["10.1.1.1/32"])].into(), Vec::new(), None);
+        let after = Peers::cut(
+            vec![identity("web", &["10.1.1.1/32", "10.1.1.2/32"])].into(),
+            Vec::new(),
+            Some(&before),
+        );
         assert_eq!(before.count(), after.count());
         let peer = |address: &str| after.look_up(address.parse().unwrap());
         assert_eq!(peer("10.1.1.1"), peer("10.1.1.2"));
@@ -396,10 +399,10 @@ mod tests {
 
     #[test]
     fn a_network_that_has_seen_many_sets_is_numbered_anew() {
-        let mut peers = Peers::cut(Vec::new(), Vec::new(), None);
+        let mut peers = Peers::cut(Shared::default(), Vec::new(), None);
         for round in 0..2 * STALE as u32 {
             let block = Block::new(IpNet::new(std::net::Ipv4Addr::from(round << 8).into(), 24).unwrap(), &[]);
-            peers = Peers::cut(Vec::new(), vec![block], Some(&peers));
+            peers = Peers::cut(Shared::default(), vec![block], Some(&peers));
         }
         assert!(peers.count() < 2 + STALE as u32 + 2);
         assert!(peers.generation() > 0);

@@ -39,6 +39,10 @@ impl Edge {
         Edge { bits, len: prefix.prefix_len(), v4, kind, atom }
     }
 
+    fn order(&self) -> (u128, u8, u32) {
+        (self.bits, self.len, self.atom)
+    }
+
     fn place(&self) -> (u128, u8) {
         (self.bits, self.len)
     }
@@ -82,10 +86,20 @@ impl Pieces {
         added: impl Iterator<Item = &'a Edge>,
         numbering: &mut Arc<Numbering>,
     ) -> Pieces {
-        let stay = self.edges.iter().filter(|edge| gone.is_empty() || !gone.contains(&edge.atom));
-        let mut edges: Vec<Edge> = stay.chain(added).copied().collect();
-        // Stable, because such a sort is quick where most is sorted already.
-        edges.sort_by_key(|edge| (edge.bits, edge.len, edge.atom));
+        let mut added: Vec<Edge> = added.copied().collect();
+        added.sort_by_key(Edge::order);
+        let mut edges = Vec::with_capacity(self.edges.len() + added.len());
+        let mut added = added.into_iter().peekable();
+        for edge in &self.edges {
+            if gone.contains(&edge.atom) {
+                continue;
+            }
+            while let Some(new) = added.next_if(|new| new.order() < edge.order()) {
+                edges.push(new);
+            }
+            edges.push(*edge);
+        }
+        edges.extend(added);
         let pieces = self.cut(&edges, numbering);
         Pieces { edges, pieces }
     }

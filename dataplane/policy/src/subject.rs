@@ -74,6 +74,8 @@ pub struct Subject {
     network: String,
     stages: Vec<Stage>,
     named: Named,
+    /// Where the policies of its stages are, sorted. They stay there as long as it does.
+    addresses: Vec<usize>,
     /// By direction.
     classifiers: [Classifier; 2],
 }
@@ -105,7 +107,15 @@ impl Subject {
     ) -> Result<Subject, Fault> {
         let compile = |direction| compile_direction(&stages, direction, endpoint, peers, budget);
         let (ingress, egress) = (compile(Direction::Ingress)?, compile(Direction::Egress)?);
-        Ok(Subject { revision, network: network.to_owned(), stages, named, classifiers: [ingress, egress] })
+        let addresses = addresses_of(stages.iter().flat_map(|stage| &stage.policies));
+        Ok(Subject {
+            revision,
+            network: network.to_owned(),
+            stages,
+            named,
+            addresses,
+            classifiers: [ingress, egress],
+        })
     }
 
     /// A number that no other decision function of this line of programs has.
@@ -234,6 +244,11 @@ impl Subject {
         &self.stages
     }
 
+    /// Whether it was made of these policies and no others.
+    pub(crate) fn is_of(&self, addresses: &[usize]) -> bool {
+        self.addresses == addresses
+    }
+
     pub(crate) fn named(&self) -> &Named {
         &self.named
     }
@@ -243,6 +258,13 @@ impl Subject {
         let all_fit = || self.classifiers.iter().all(|classifier| classifier.fits(peers, before.count()));
         before.generation() == peers.generation() && all_fit()
     }
+}
+
+/// Where policies are in memory, sorted: tells sets of them apart at a glance.
+pub(crate) fn addresses_of<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>) -> Vec<usize> {
+    let mut addresses: Vec<usize> = policies.into_iter().map(|policy| Arc::as_ptr(policy).addr()).collect();
+    addresses.sort_unstable();
+    addresses
 }
 
 fn rules_of(policy: &Policy, direction: Direction) -> impl Iterator<Item = (usize, &Rule)> {

@@ -1,6 +1,8 @@
 //! A real API server in a lab: what is applied there is what pods' packets meet on two nodes, each with an agent.
 
+mod crowd;
 mod multus;
+mod pools;
 mod server;
 
 use std::process::Output;
@@ -29,6 +31,15 @@ impl Cluster {
 
     /// One that serves further definitions.
     fn with(definitions: &[Value]) -> Cluster {
+        let mut cluster = Cluster::without_agents("10.244.0.0/16", definitions);
+        for i in 1..=2 {
+            cluster.start_agent(i);
+        }
+        cluster
+    }
+
+    /// One whose nodes have no agents yet, with pods in an IPv4 prefix.
+    fn without_agents(prefix: &str, definitions: &[Value]) -> Cluster {
         let lab = Lab::up("--pods 2 --no-daemons");
         for i in 1..=2 {
             // Other nodes and the ways to them are for the agents to say.
@@ -42,19 +53,16 @@ impl Cluster {
         // Agents have no more leave than the chart gives them.
         server.install_chart(&[
             "uplink.interface=uplink",
-            "network.prefixes={10.244.0.0/16,fd10:244::/32}",
+            &format!("network.prefixes={{{prefix},fd10:244::/32}}"),
             "network.natOutgoing=false",
         ]);
         for definition in definitions {
             server.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition);
             server.await_definition(definition["metadata"]["name"].as_str().expect("a name"));
         }
-        let mut cluster = Cluster { agents: vec![None, None], server, lab };
+        let cluster = Cluster { agents: vec![None, None], server, lab };
         for i in 1..=2 {
             cluster.add_node(i);
-        }
-        for i in 1..=2 {
-            cluster.start_agent(i);
         }
         cluster
     }
@@ -78,13 +86,17 @@ impl Cluster {
 
     /// Pod `j` of node `i` as kubelet would write it.
     fn add_pod(&self, i: u8, j: u8, labels: &Value) {
-        let pods = "/api/v1/namespaces/default/pods";
+        self.add_pod_to("default", i, j, labels);
+    }
+
+    fn add_pod_to(&self, namespace: &str, i: u8, j: u8, labels: &Value) {
+        let pods = &format!("/api/v1/namespaces/{namespace}/pods");
         let name = format!("node{i}-pod{j}");
         self.server.apply(
             pods,
             &json!({
                 "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": name, "namespace": "default", "labels": labels},
+                "metadata": {"name": name, "namespace": namespace, "labels": labels},
                 "spec": {"nodeName": format!("node{i}"), "containers": [{"name": "c", "image": "i"}]},
             }),
         );
@@ -94,7 +106,7 @@ impl Cluster {
         });
         self.server.apply_status(
             pods,
-            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "status": status}),
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "status": status}),
         );
     }
 
@@ -387,6 +399,10 @@ fn load_balancers_have_addresses_that_answer() {
         let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
         asked.status.success()
     });
+    // The nodes themselves are led to it by their host ports.
+    for i in 1..=2 {
+        cluster.lab.node(i).run(&format!("curl -sSf -m 2 -o /dev/null http://{address}/"));
+    }
     // What the service does not want any more is free again.
     cluster.server.delete(SERVICES, "echo");
     wait_until(&format!("nobody answers for {address}"), || {

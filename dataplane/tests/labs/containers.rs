@@ -1,7 +1,7 @@
 //! Containers as a runtime has them: namespaces of the lab, and the CNI plugin called for them as a runtime calls it.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -13,21 +13,30 @@ pub struct Runtime<'a> {
     pub lab: &'a Lab,
     node: u8,
     attacher: Option<Running>,
-    /// The cluster that an agent follows; nodes without one have an attacher.
-    manifests: Option<PathBuf>,
+    /// Where an agent learns of its cluster; nodes without one have an attacher.
+    cluster: Option<String>,
 }
 
 impl<'a> Runtime<'a> {
     /// Starts what attaches containers on a node.
     pub fn start(lab: &'a Lab, node: u8) -> Self {
-        let mut runtime = Self { lab, node, attacher: None, manifests: None };
+        let mut runtime = Self { lab, node, attacher: None, cluster: None };
         runtime.restart("");
         runtime
     }
 
     /// Starts an agent that attaches containers as a folder of manifests says.
     pub fn start_agent(lab: &'a Lab, node: u8, manifests: PathBuf) -> Self {
-        let mut runtime = Self { lab, node, attacher: None, manifests: Some(manifests) };
+        Self::start_agent_of(lab, node, format!("--manifests {}", manifests.display()))
+    }
+
+    /// Starts an agent that attaches containers as the API server says that a kubeconfig names.
+    pub fn start_agent_with(lab: &'a Lab, node: u8, kubeconfig: &Path) -> Self {
+        Self::start_agent_of(lab, node, format!("--kubeconfig {}", kubeconfig.display()))
+    }
+
+    fn start_agent_of(lab: &'a Lab, node: u8, cluster: String) -> Self {
+        let mut runtime = Self { lab, node, attacher: None, cluster: Some(cluster) };
         runtime.restart("");
         runtime
     }
@@ -39,15 +48,14 @@ impl<'a> Runtime<'a> {
 
     fn server(&self) -> String {
         let (node, programs) = (self.node, programs().display());
-        match &self.manifests {
+        match &self.cluster {
             None => format!(
                 "{} attacher --range 10.244.{node}.0/24 --range {}",
                 self.lab.penstock(node),
                 v6(node, 0) + "/64"
             ),
-            Some(manifests) => format!(
-                "{programs}/penstock-agent --node node{node} --manifests {} --listen 127.0.0.1:9470 --socket {}",
-                manifests.display(),
+            Some(cluster) => format!(
+                "{programs}/penstock-agent --node node{node} {cluster} --namespace penstock-system --listen 127.0.0.1:9470 --socket {}",
                 self.lab.file(&format!("node{node}.sock")).display()
             ),
         }
@@ -130,8 +138,13 @@ impl<'a> Runtime<'a> {
 
     /// What `penstock --json ipam show` says.
     pub fn given(&self) -> Vec<Value> {
+        self.ipam("show")
+    }
+
+    /// What `penstock --json ipam` says, with no complaint.
+    pub fn ipam(&self, what: &str) -> Vec<Value> {
         let mut ipam = Command::new(programs().join("penstock"));
-        ipam.args(["--json", "ipam", "--cni-socket"]).arg(self.socket()).arg("show");
+        ipam.args(["--json", "ipam", "--cni-socket"]).arg(self.socket()).arg(what);
         let answer: Value = serde_json::from_str(&succeed(ipam)).expect("JSON");
         answer.as_array().expect("a list").clone()
     }

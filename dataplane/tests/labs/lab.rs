@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -257,6 +257,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().expect("not waited for yet").id()
+    }
+
     /// Fails if the program has ended.
     pub fn assert_runs(&mut self) {
         let child = self.child.as_mut().expect("not waited for yet");
@@ -341,9 +346,13 @@ pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The folder that `penstockd` and `penstock` were built into.
+/// The folder that `penstockd` and `penstock` were built into, or the one that `PENSTOCK_PROGRAMS` names: those of a release,
+/// say, for labs that measure.
 pub fn programs() -> &'static Path {
-    let folder = Path::new(env!("CARGO_BIN_EXE_penstockd")).parent().expect("a program lies in a folder");
+    static TOLD: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("PENSTOCK_PROGRAMS").map(PathBuf::from));
+    let built = || Path::new(env!("CARGO_BIN_EXE_penstockd")).parent().expect("a program lies in a folder");
+    let folder = TOLD.as_deref().unwrap_or_else(built);
     let penstock = folder.join("penstock");
     assert!(penstock.exists(), "no {}: cargo build --workspace --bins", penstock.display());
     folder

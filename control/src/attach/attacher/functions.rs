@@ -12,6 +12,7 @@ use super::super::dataplane::{Dataplane, NetworkFacts};
 use super::super::plan::{Plan, PodFacts, requested};
 use super::super::record::{Record, RecordKey, Wiring};
 use super::super::sriov::Handed;
+use super::giving::refuse_pools;
 use super::{Attacher, Pods};
 use crate::ipam::Granted;
 use penstock_cni::config::Mode;
@@ -37,6 +38,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
     ) -> Result<Planned, Failure> {
         let config = &attach.config;
         refuse_unfit(attach)?;
+        refuse_pools(config)?;
         let device = config.device().unwrap_or_default().to_owned();
         let turn = self.turn(&AttachmentId { container_id: device.clone(), ifname: String::new() });
         let turn = turn.lock_owned().await;
@@ -45,7 +47,7 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let space = format!("sriov/{}", config.name);
         let has_ranges = !config.ipam.all_ranges().is_empty() || !config.runtime_config.ip_ranges.is_empty();
         let granted = if attach.delegated.is_none() && has_ranges {
-            self.take(attach, key, &space, facts, &[]).await?
+            self.take(attach, key, &space, facts, &[], &[]).await?
         } else if attach.delegated.is_none() && !requested(config, facts)?.is_empty() {
             let msg = "an address was asked for, and the network of the function has no ranges; name some under `ipam`";
             return Err(Failure::new(Code::Config, msg));

@@ -11,8 +11,6 @@ use crate::lab::{Lab, Place, Running, repository, succeed, wait_until};
 const BUILT: &str = "/var/cache/penstock/kubernetes/kube-apiserver";
 /// Where the server is, among the nodes.
 const ADDRESS: &str = "192.168.51.200";
-/// The token of somebody who may do everything.
-const ADMIN: &str = "admin-token";
 /// The token of the agents' account, which may do what the chart lets it.
 const AGENT: &str = "agent-token";
 /// The token of Multus's account.
@@ -57,6 +55,9 @@ fn program(name: &str, otherwise: &str) -> PathBuf {
 }
 
 impl Server {
+    /// The token of somebody who may do everything.
+    pub const ADMIN: &str = "admin-token";
+
     /// Starts one, and waits until it answers.
     pub fn start(lab: &Lab) -> Server {
         let place = lab.under();
@@ -78,9 +79,13 @@ impl Server {
         openssl.args(["genrsa", "-out"]).arg(&key).arg("2048");
         succeed(openssl);
         let tokens = format!(
-            "{ADMIN},admin,1,system:masters\n\
-             {AGENT},system:serviceaccount:{NAMESPACE}:penstock-agent,2,\"system:serviceaccounts,system:authenticated\"\n\
-             {MULTUS},system:serviceaccount:kube-system:multus,3,\"system:serviceaccounts,system:authenticated\"\n"
+            "{},admin,1,system:masters
+\
+             {AGENT},system:serviceaccount:{NAMESPACE}:penstock-agent,2,\"system:serviceaccounts,system:authenticated\"
+\
+             {MULTUS},system:serviceaccount:kube-system:multus,3,\"system:serviceaccounts,system:authenticated\"
+",
+            Server::ADMIN
         );
         std::fs::write(folder.join("tokens.csv"), tokens).expect("the lab's own folder");
         let mut server = Server { place, folder, process: None, etcd: Some(etcd) };
@@ -131,7 +136,8 @@ impl Server {
         self.folder.join("multus.kubeconfig")
     }
 
-    fn certificate(&self) -> PathBuf {
+    /// What its certificate is checked by.
+    pub fn certificate(&self) -> PathBuf {
         self.folder.join("certificates/apiserver.crt")
     }
 
@@ -147,9 +153,10 @@ impl Server {
     fn curl(&self, method: &str, path: &str, kind: &str, body: Option<&Path>) -> String {
         let body = body.map(|file| format!("--data-binary @{}", file.display())).unwrap_or_default();
         format!(
-            "curl -sS --fail-with-body -m 10 --cacert {} -X {method} -H \"Authorization: Bearer {ADMIN}\" -H \"Content-Type: {kind}\" {body} \
+            "curl -sS --fail-with-body -m 10 --cacert {} -X {method} -H \"Authorization: Bearer {}\" -H \"Content-Type: {kind}\" {body} \
              \"https://{ADDRESS}:6443{path}\"",
-            self.certificate().display()
+            self.certificate().display(),
+            Server::ADMIN,
         )
     }
 
