@@ -197,8 +197,8 @@ fn other_nodes_pods_are_reached_on_further_networks_whoever_gave_them_addresses(
     told.apply(&pod("tx", "tx", "b", "10.1.1.7", Some("10.200.2.7")));
     assert_eq!(told.route("10.200.2.7/32"), Some(RouteTarget::Peer("b".parse().unwrap())));
     told.apply(
-        "{ apiVersion: penstock.dev/v1alpha1, kind: IPPool, metadata: { name: p }, spec: { use: Pods, network: fast, prefixes: [10.200.0.0/16] },
-           status: { blocks: [{ prefix: 10.200.2.0/26, node: b }] } }",
+        "{ apiVersion: penstock.dev/v1alpha1, kind: IPBlock, metadata: { name: p },
+           spec: { pool: p, network: fast, prefix: 10.200.2.0/26, node: b } }",
     );
     assert_eq!(told.route("10.200.2.7/32"), None, "its node has the block");
     assert_eq!(told.route("10.200.2.0/26"), Some(RouteTarget::Peer("b".parse().unwrap())));
