@@ -157,10 +157,10 @@ fn what_is_wrong_with_manifests_is_told_with_its_place() {
 #[test]
 fn definitions_are_what_kubectl_takes() {
     let text = said(&["crds"]);
-    assert_eq!(text.matches("kind: CustomResourceDefinition").count(), 4);
+    assert_eq!(text.matches("kind: CustomResourceDefinition").count(), 5);
     let list: Value = serde_json::from_str(&said(&["--json", "crds"])).unwrap();
     let names: Vec<&str> =
         list.as_array().unwrap().iter().filter_map(|it| it["metadata"]["name"].as_str()).collect();
-    assert_eq!(names.len(), 4);
+    assert_eq!(names.len(), 5);
     assert!(names.contains(&"networks.penstock.dev"), "{names:?}");
 }

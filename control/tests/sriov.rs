@@ -469,7 +469,7 @@ fn an_agent_hands_a_function_to_the_pod_whose_annotation_asks_for_one() {
     let before = (node.state(), node.link());
     let manifests = node.folder.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
-    let annotations = json!({ "penstock.dev/interface": "sriov" });
+    let annotations = json!({ "penstock.dev/interface.net1": "sriov" });
     let objects = json!({ "apiVersion": "v1", "kind": "List", "items": [
         { "apiVersion": "v1", "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDRs": ["10.244.1.0/24"] } },
         {
