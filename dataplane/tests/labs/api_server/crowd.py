@@ -67,10 +67,14 @@ def pod(number):
     }
 
 
+def address_of(number):
+    node = number % NODES
+    return f"10.{1 + node // 256}.{node % 256}.{1 + number // NODES}"
+
+
 def pod_status(number, phase="Running"):
     path, it = pod(number)
-    node = number % NODES
-    address = f"10.{1 + node // 256}.{node % 256}.{1 + number // NODES}"
+    address = address_of(number)
     ready = [{"type": "Ready", "status": "True"}]
     status = {"phase": phase, "podIP": address, "podIPs": [{"ip": address}], "conditions": ready}
     return f"{path}/{it['metadata']['name']}/status", {"status": status}
@@ -106,6 +110,28 @@ def node(number):
 def node_status(number):
     address = f"192.168.{100 + number // 250}.{1 + number % 250}"
     return f"/api/v1/nodes/crowd{number}/status", {"status": {"addresses": [{"type": "InternalIP", "address": address}]}}
+
+
+def service(number):
+    namespace = number % NAMESPACES
+    return f"/api/v1/namespaces/team{namespace}/services", {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"service-{number}"},
+        "spec": {"ports": [{"name": "web", "port": 80, "targetPort": 8080}]},
+    }
+
+
+def service_slice(number):
+    """The pods of a service: three of its namespace."""
+    namespace = number % NAMESPACES
+    pods = [number // NAMESPACES * 3 * NAMESPACES + namespace + k * NAMESPACES for k in range(3)]
+    endpoints = [
+        {"addresses": [address_of(it)], "nodeName": f"crowd{it % NODES}", "conditions": {"ready": True}} for it in pods
+    ]
+    return f"/apis/discovery.k8s.io/v1/namespaces/team{namespace}/endpointslices", {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": f"service-{number}", "labels": {"kubernetes.io/service-name": f"service-{number}"}},
+        "ports": [{"name": "web", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
+    }
 
 
 def namespace(number):
@@ -149,6 +175,9 @@ def fill(task):
     write_all(task, "POST", map(pod, range(task["pods"])))
     write_all(task, "PATCH", map(pod_status, range(task["pods"])), merge)
     write_all(task, "POST", map(policy, range(task["policies"])))
+    # A service for every three pods.
+    write_all(task, "POST", map(service, range(task["pods"] // 3)))
+    write_all(task, "POST", map(service_slice, range(task["pods"] // 3)))
     return {"filled_s": round(time.monotonic() - began, 1)}
 
 
