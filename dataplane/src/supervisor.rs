@@ -623,10 +623,10 @@ fn host_prefixes(desired: &Desired, network: &model::Network, own: &[IpAddr]) ->
     let services = desired.services().filter(|service| service.network == network.name);
     let addresses = services.flat_map(|it| it.cluster_ips.iter().chain(&it.load_balancer_ips));
     // Some load balancers give out the nodes' addresses: these stay where the underlay has them.
-    let is_nodes =
-        |address: &IpAddr| own.contains(address) || desired.peers().any(|it| it.address == *address);
+    let nodes: BTreeSet<IpAddr> =
+        desired.peers().map(|peer| peer.address).chain(own.iter().copied()).collect();
     let beside: BTreeSet<IpNet> = addresses
-        .filter(|address| !is_nodes(address))
+        .filter(|address| !nodes.contains(address))
         .filter(|&address| !prefixes.iter().any(|prefix| prefix.contains(address)))
         .map(|&address| address.into())
         .collect();
