@@ -224,8 +224,8 @@ impl Key for Key6 {
     #[inline(always)]
     fn hash(&self, seed: Seed) -> u64 {
         let addresses = fold(self.src[0] ^ self.dst[0] ^ seed.0[0], self.src[1] ^ seed.0[1]);
-        fold(addresses ^ self.dst[1].rotate_left(29), self.rest ^ seed.0[1])
-            ^ fold(self.dst[0] ^ seed.0[1], self.dst[1] ^ seed.0[0])
+        let whole = fold(addresses ^ self.dst[1].rotate_left(29), self.rest ^ seed.0[1]);
+        mix(whole ^ fold(self.dst[0] ^ seed.0[1], self.dst[1] ^ seed.0[0]))
     }
 }
 
