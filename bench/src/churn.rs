@@ -9,8 +9,8 @@ use penstock_api::file::parse_objects;
 use penstock_api::model::Object;
 use penstock_dataplane::snapshot::Publisher;
 use penstock_dataplane::tables::Snapshot;
-use penstock_dataplane::tables::compile::{Underlay, compile};
-use penstock_dataplane::tables::desired::{Change, Desired};
+use penstock_dataplane::tables::compile::{Layout, Underlay};
+use penstock_dataplane::tables::desired::{Change, Desired, Kept};
 use penstock_dataplane::tables::rulebook::Author;
 use penstock_dataplane::testbed::{self, Datagram, FIRST_ENDPOINT, NODE, Sizes, Testbed};
 use penstock_dataplane::worker::Worker;
@@ -134,6 +134,7 @@ fn objects(text: &str) -> Vec<Object> {
 struct Control {
     desired: Desired,
     underlay: Underlay,
+    layout: Kept<(), Layout>,
     author: Author,
     publisher: Publisher<Snapshot>,
 }
@@ -145,7 +146,13 @@ impl Control {
         self.desired.apply(Change::Upsert(change)).expect("the changes of a bench are sound");
         self.author.revise(&self.desired).expect("the policies of a bench fit");
         let current = self.publisher.current();
-        let next = compile(&self.desired, &self.underlay, self.author.book(), Some(&current));
+        let layout = self.layout.follow(
+            &self.desired,
+            |key| Layout::follows_from(&self.desired, key),
+            (),
+            |()| Layout::of(&self.desired, &self.underlay, Some(&current)),
+        );
+        let next = layout.ruled(&self.desired, self.author.book());
         drop(current);
         let epoch = self.publisher.publish(next);
         while self.publisher.slowest() < epoch {
@@ -177,7 +184,7 @@ pub fn measure(cluster: Cluster, kind: Kind, changes: usize) -> Result<Changed, 
     let resident_bytes = resident().saturating_sub(before);
     feed(&node);
     let Testbed { desired, underlay, author, publisher, mut worker, .. } = node;
-    let mut control = Control { desired, underlay, author, publisher };
+    let mut control = Control { desired, underlay, layout: Kept::default(), author, publisher };
     let stop = AtomicBool::new(false);
     let (took, counted) = std::thread::scope(|scope| {
         let forwarding = scope.spawn(|| forward(&mut worker, &stop));

@@ -15,6 +15,7 @@ mod device;
 mod events;
 mod exits;
 mod former;
+mod host;
 mod reclaim;
 mod refused;
 mod steering;
@@ -28,8 +29,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use penstock_api::{Fault, model};
+use penstock_api::Fault;
 use penstock_io::{FramePool, MapError, Region, TicksPerSecond};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -43,24 +43,25 @@ pub use watchdog::Pace;
 
 use crate::config::Config;
 use crate::control::HealthCheck;
-use crate::kernel::{HostPort, Kernel, KernelError, KernelView, Upkeep, Watcher};
+use crate::kernel::{Kernel, KernelError, KernelView, Upkeep, Watcher};
 use crate::mailbox::Events;
 use crate::port::{OwnedPort, PortId};
 use crate::snapshot::{Epoch, Publisher};
 use crate::tables::Snapshot;
-use crate::tables::compile::{Underlay, check_capacity, compile};
-use crate::tables::desired::{Change, Desired};
+use crate::tables::compile::{Layout, Underlay, check_capacity};
+use crate::tables::desired::{Change, Desired, Kept};
 use crate::tables::rule_counts::RuleBooks;
 use crate::tables::rulebook::Author;
-use crate::tables::service::Contested;
+use crate::tables::service::{Contested, Services};
 use crate::tracker::Tracker;
 use crate::worker::{Handle, Plan};
 use deal::Deal;
 use departed::Departures;
 use device::{Spec, Surroundings};
 use former::Former;
+use host::HostSide;
 use refused::Refusals;
-use steering::TakenPorts;
+use steering::{Steering, TakenPorts};
 use underlay::Knowledge;
 use watchdog::Watchdog;
 
@@ -150,7 +151,9 @@ pub struct Engine {
     workers: Vec<Handle>,
     watchdog: Watchdog,
     desired: Desired,
-    underlay: Underlay,
+    underlay: Arc<Underlay>,
+    /// The tables without their rules.
+    layout: Kept<Arc<Underlay>, Layout>,
     /// Policies and services, compiled.
     author: Author,
     /// The connections.
@@ -159,6 +162,8 @@ pub struct Engine {
     former: Former,
     /// The tables that were published last.
     shown: Arc<Mutex<Arc<Snapshot>>>,
+    /// What uplinks are to take.
+    steering: Steering,
     /// The ports of the node that are taken from its kernel and programs.
     taken_ports: TakenPorts,
     devices: BTreeMap<Owner, Device>,
@@ -171,7 +176,8 @@ pub struct Engine {
     next_device: u16,
     /// Closed devices, as long as something stands for them.
     departures: Departures,
-    host_port: Option<HostPort>,
+    /// The kernel's side of the host port.
+    host_side: HostSide,
     /// Flows that one worker's caches hold.
     flow_capacity: u64,
     /// Whether it is on its way out.
@@ -180,6 +186,8 @@ pub struct Engine {
     reclaiming: Option<reclaim::Walk>,
     /// Where load balancers ask for services, and what they are told.
     health_checks: watch::Sender<Vec<HealthCheck>>,
+    /// The services whose health they are told.
+    told_of: Option<Arc<Services>>,
 }
 
 impl Engine {
@@ -220,6 +228,7 @@ impl Engine {
             tracker,
             former: Former::that_left(adopted, now),
             shown: Arc::default(),
+            steering: Steering::default(),
             taken_ports: TakenPorts::recorded_in(config.socket.with_extension("reserved-ports")),
             started: now,
             kernel,
@@ -235,17 +244,19 @@ impl Engine {
             arrivals: Vec::new(),
             workers,
             desired,
-            underlay: Underlay::default(),
+            underlay: Arc::default(),
+            layout: Kept::default(),
             devices: BTreeMap::new(),
             waiting: BTreeMap::new(),
             next_port: 1,
             next_device: 0,
             departures: Departures::default(),
-            host_port: None,
+            host_side: HostSide::default(),
             flow_capacity: (config.flows4 + config.flows6) as u64,
             draining: false,
             reclaiming: None,
             health_checks: watch::Sender::default(),
+            told_of: None,
         };
         match engine.apply(config.reload()).await {
             Ok(live) => tracing::info!("generation {} is live after {:?}", live.generation, live.took),
@@ -308,15 +319,24 @@ impl Engine {
             .await;
         }
         self.knowledge.find_paths(&self.kernel, &self.desired, false).await;
-        let draft = self.compile(&self.assemble());
-        for (owner, spec) in wanted.iter().filter(|(owner, _)| !matches!(owner, Owner::Uplink(_))) {
+        let known = self.assemble();
+        let draft = self.compile(&known);
+        let lacking: Vec<_> = wanted.iter().filter(|(owner, _)| !self.devices.contains_key(owner)).collect();
+        for (owner, spec) in &lacking {
             let around = self.surroundings(owner, &draft);
             self.open_if_closed(owner, spec, &around).await;
         }
-        self.prepare_host(&draft).await;
-        let underlay = self.assemble();
+        let host_changed = self.prepare_host(&draft).await;
+        // Mostly nothing was opened, and the draft it is.
+        let (underlay, snapshot) = if lacking.is_empty() && !host_changed {
+            (known, draft)
+        } else {
+            let underlay = self.assemble();
+            let snapshot = self.compile(&underlay);
+            (underlay, snapshot)
+        };
         if underlay != self.underlay || self.desired.generation() != published {
-            self.publish(underlay);
+            self.publish(underlay, snapshot);
         }
         self.admit();
     }
@@ -334,26 +354,33 @@ impl Engine {
                 let draft = self.compile(&underlay);
                 self.prepare_host(&draft).await;
             }
-            self.publish(self.assemble());
+            let underlay = self.assemble();
+            let snapshot = self.compile(&underlay);
+            self.publish(underlay, snapshot);
         }
         self.probe().await;
     }
 
-    fn assemble(&self) -> Underlay {
-        self.knowledge.underlay(&self.desired, &self.devices, &self.view)
+    fn assemble(&self) -> Arc<Underlay> {
+        Arc::new(self.knowledge.underlay(&self.desired, &self.devices, &self.view))
     }
 
-    fn compile(&self, underlay: &Underlay) -> Snapshot {
-        compile(&self.desired, underlay, self.author.book(), Some(&self.publisher.current()))
+    fn compile(&mut self, underlay: &Arc<Underlay>) -> Snapshot {
+        let addresses: Vec<IpAddr> = underlay.uplinks.values().flat_map(|it| it.addresses.clone()).collect();
+        self.author.set_addresses(&addresses);
+        let layout = self.layout.follow(
+            &self.desired,
+            |key| Layout::follows_from(&self.desired, key),
+            underlay.clone(),
+            |underlay| Layout::of(&self.desired, underlay, Some(&self.publisher.current())),
+        );
+        layout.ruled(&self.desired, self.author.book())
     }
 
     /// Publishes what is there now, and lets uplinks take what the tables know what to do with.
-    fn publish(&mut self, underlay: Underlay) {
-        let addresses: Vec<IpAddr> = underlay.uplinks.values().flat_map(|it| it.addresses.clone()).collect();
-        self.author.set_addresses(&addresses);
-        let snapshot = self.compile(&underlay);
+    fn publish(&mut self, underlay: Arc<Underlay>, snapshot: Snapshot) {
         self.underlay = underlay;
-        let rules = steering::rules(&self.desired, &snapshot);
+        let rules = self.steering.follow(&self.desired, &snapshot);
         self.taken_ports.take(&rules);
         let generation = snapshot.generation;
         let epoch = self.publisher.publish(snapshot);
@@ -371,8 +398,11 @@ impl Engine {
     }
 
     /// Tells who answers load balancers what has become of services with local backends.
-    fn tell_health(&self) {
+    fn tell_health(&mut self) {
         let (directory, services) = (self.author.directory(), &self.author.book().services);
+        if self.told_of.as_ref().is_some_and(|told| Arc::ptr_eq(told, services)) {
+            return;
+        }
         let checks = directory.health_checks().flat_map(|check| {
             services.node_addresses().iter().map(move |&address| HealthCheck {
                 address: (address, check.port).into(),
@@ -381,6 +411,7 @@ impl Engine {
             })
         });
         let checks: Vec<HealthCheck> = checks.collect();
+        self.told_of = Some(Arc::clone(services));
         self.health_checks.send_if_modified(|told| {
             let differs = *told != checks;
             *told = checks;
@@ -392,38 +423,6 @@ impl Engine {
     #[must_use]
     pub fn health_checks(&self) -> watch::Receiver<Vec<HealthCheck>> {
         self.health_checks.subscribe()
-    }
-
-    /// Makes the kernel's side of the host port what the tables say; does nothing when it is so already.
-    async fn prepare_host(&mut self, draft: &Snapshot) {
-        let (Some(host), Some(device)) = (&self.desired.host, self.devices.get_mut(&Owner::Host)) else {
-            self.host_port = None;
-            return;
-        };
-        let Some(network) = self.desired.networks().find(|network| network.name == host.network) else {
-            return;
-        };
-        let compiled = draft.networks.iter().find(|it| it.vni == network.vni);
-        let mtu = compiled.map_or(device.facts.mtu, |it| it.mtu).min(penstock_io::tap::MAX_MTU);
-        let port = HostPort {
-            interface: device.facts.interface.clone(),
-            mac: device.facts.mac,
-            mtu: u32::from(mtu),
-            gateway_mac: draft.router_mac,
-            addresses: host.addresses.clone(),
-            prefixes: host_prefixes(&self.desired, network, &draft.underlay_addresses),
-        };
-        if self.host_port.as_ref() == Some(&port) {
-            return;
-        }
-        match self.kernel.prepare_host(&port).await {
-            Ok(changed) => {
-                tracing::info!("host port {}: {changed} things set", port.interface);
-                device.facts.mtu = mtu;
-                self.host_port = Some(port);
-            }
-            Err(error) => tracing::error!("host port: {error}"),
-        }
     }
 
     /// What a device that is to be opened must know of its network.
@@ -458,17 +457,20 @@ impl Engine {
                 let generation = self.desired.generation();
                 return Err(Refusal::NotLive { generation, laggards: names.join(", ") });
             }
-            // Workers that turn follow within microseconds, and the runtime's timers count in milliseconds.
-            if began.elapsed() < FOLLOWED_WITHIN {
+            // Workers that turn follow within microseconds, sleepers when they are awake; the kernel's timers are late by 50,
+            // and the runtime's count in milliseconds.
+            if began.elapsed() < FOLLOWED_WITHIN / 4 {
+                std::thread::yield_now();
+            } else if began.elapsed() < FOLLOWED_WITHIN {
                 std::thread::sleep(FOLLOWED_WITHIN / 16);
             } else {
                 tokio::time::sleep(FOLLOWED_WITHIN).await;
             }
         }
-        self.settle_generations();
         Ok(())
     }
 
+    /// Forgets what no worker has any more.
     fn settle_generations(&mut self) {
         let live = self.publisher.slowest();
         while self.generations.get(1).is_some_and(|(epoch, _)| *epoch <= live) {
@@ -613,25 +615,6 @@ impl Engine {
         self.next_port += 1;
         id
     }
-}
-
-/// What the node reaches by its host port: the network's prefixes, and beside them the addresses of its services that are
-/// nobody's own. With a way into the tap to a load balancer's address the kernel also answers ARP for it on the uplink, once
-/// it is announced there.
-fn host_prefixes(desired: &Desired, network: &model::Network, own: &[IpAddr]) -> Vec<IpNet> {
-    let mut prefixes: Vec<IpNet> = network.prefixes.iter().map(|prefix| prefix.net()).collect();
-    let services = desired.services().filter(|service| service.network == network.name);
-    let addresses = services.flat_map(|it| it.cluster_ips.iter().chain(&it.load_balancer_ips));
-    // Some load balancers give out the nodes' addresses: these stay where the underlay has them.
-    let nodes: BTreeSet<IpAddr> =
-        desired.peers().map(|peer| peer.address).chain(own.iter().copied()).collect();
-    let beside: BTreeSet<IpNet> = addresses
-        .filter(|address| !nodes.contains(address))
-        .filter(|&address| !prefixes.iter().any(|prefix| prefix.contains(address)))
-        .map(|&address| address.into())
-        .collect();
-    prefixes.extend(beside);
-    prefixes
 }
 
 #[cfg(test)]

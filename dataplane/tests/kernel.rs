@@ -300,7 +300,7 @@ fn host_port() -> HostPort {
         mtu: 1450,
         gateway_mac: GATEWAY_MAC,
         addresses: vec![address("10.244.1.254"), address("fd10:244:1::fe")],
-        prefixes: nets(&["10.244.0.0/16", "10.20.0.7/32", "fd10:244::/32"]),
+        prefixes: nets(&["10.244.0.0/16", "10.20.0.7/32", "fd10:244::/32"]).into(),
     }
 }
 
@@ -367,7 +367,7 @@ fn only_what_differs_is_changed_on_the_host_port() {
         ip("route add 10.30.0.0/16 dev penstock0");
 
         // One prefix comes, one goes.
-        let prefixes = nets(&["10.244.0.0/16", "10.21.0.0/16", "fd10:244::/32"]);
+        let prefixes = nets(&["10.244.0.0/16", "10.21.0.0/16", "fd10:244::/32"]).into();
         let changed = HostPort { prefixes, ..host_port() };
         assert_eq!(kernel.prepare_host(&changed).await.unwrap(), 2);
         let routes = ip_shows("route show dev penstock0");
@@ -394,7 +394,7 @@ fn only_what_differs_is_changed_on_the_host_port() {
         assert!(gateway.contains(&GATEWAY_MAC.to_string()) && !gateway.contains("00:66"), "{gateway}");
 
         // Nothing wanted, nothing left.
-        let none = HostPort { addresses: Vec::new(), prefixes: Vec::new(), ..changed };
+        let none = HostPort { addresses: Vec::new(), prefixes: [].into(), ..changed };
         kernel.prepare_host(&none).await.unwrap();
         assert_eq!(ip_shows("route show proto 112") + &ip_shows("-6 route show proto 112"), "");
     });

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -60,7 +61,7 @@ pub struct HostPort {
     /// The node's addresses in the network, may be none. The first of a family is what the node sends to pods from.
     pub addresses: Vec<IpAddr>,
     /// What lies behind the tap: the pods' prefixes.
-    pub prefixes: Vec<IpNet>,
+    pub prefixes: Arc<[IpNet]>,
 }
 
 impl Kernel {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use penstock_api::model::{self, Attachment, Object};
+use penstock_api::model::{self, Attachment};
 use penstock_io::pcap::{self, PcapPort, Replay};
 use penstock_io::steer::{Role, Steer, SteerError, SteerRules, XdpMode};
 use penstock_io::tap::{self, Tap};
@@ -104,21 +104,17 @@ impl Spec {
 
 /// The devices that a configuration asks for, uplinks first.
 pub(super) fn wanted(desired: &Desired) -> Vec<(Owner, Spec)> {
-    let objects = desired.objects().filter_map(|object| match object {
-        Object::Uplink(uplink) => {
-            let spec = model::Uplink { addresses: Vec::new(), ..uplink.clone() };
-            Some((Owner::Uplink(uplink.name.to_string()), Spec::Uplink(spec)))
-        }
-        Object::Endpoint(endpoint) => {
-            Some((Owner::Endpoint(endpoint.name.to_string()), Spec::of_endpoint(endpoint)))
-        }
-        // No other kind has a device.
-        _ => None,
+    let uplinks = desired.uplinks().map(|uplink| {
+        let spec = model::Uplink { addresses: Vec::new(), ..uplink.clone() };
+        (Owner::Uplink(uplink.name.to_string()), Spec::Uplink(spec))
     });
+    let endpoints = desired
+        .endpoints()
+        .map(|endpoint| (Owner::Endpoint(endpoint.name.to_string()), Spec::of_endpoint(endpoint)));
     let host = desired.host.as_ref().map(|host| {
         (Owner::Host, Spec::Tap { interface: host.interface.to_string(), queues: None, mac: None, mtu: None })
     });
-    objects.chain(host).collect()
+    uplinks.chain(endpoints).chain(host).collect()
 }
 
 /// Why a device could not be opened.

@@ -41,6 +41,9 @@ impl Engine {
                     Some(Request::Change(change, reply)) => {
                         // Whoever asked may have gone away; the change is made all the same.
                         let _ = reply.send(self.apply(change).await);
+                        // The answer goes out before the tables of before are taken down.
+                        tokio::task::yield_now().await;
+                        self.settle_generations();
                     }
                     Some(Request::Look(look)) => look(&self),
                     Some(Request::Drain) | None => break,

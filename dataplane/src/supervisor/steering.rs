@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use penstock_api::model::{PortRange, Protocol};
+use penstock_api::model::{Key, PortRange, Protocol};
 use penstock_io::steer::{NodePort, SnatRange, SteerRules};
+use penstock_wire::decap::TunnelKind;
 
 use super::Engine;
 use super::device::{Device, Owner};
 use crate::kernel::{ListeningPort, PortSet, PortsKept, listening_ports};
 use crate::tables::Snapshot;
-use crate::tables::desired::Desired;
+use crate::tables::desired::{Desired, Exposed, Kept};
 
 /// Lets uplinks take what `rules` say and, with `former`, what the daemon before took.
 pub(super) fn steer(devices: &mut BTreeMap<Owner, Device>, rules: &SteerRules, former: bool) {
@@ -37,8 +39,35 @@ pub(super) fn forget_former(devices: &mut BTreeMap<Owner, Device>) {
     }
 }
 
-/// The rules that follow from a configuration and its tables.
-pub(super) fn rules(desired: &Desired, snapshot: &Snapshot) -> SteerRules {
+/// What uplinks are to take, as long as nothing changes it.
+#[derive(Default)]
+pub(super) struct Steering(Kept<Grounds, Arc<SteerRules>>);
+
+/// What the rules follow from beside the configuration.
+#[derive(PartialEq)]
+struct Grounds {
+    underlay_addresses: Vec<IpAddr>,
+    node_addresses: Vec<IpAddr>,
+    tunnel_ports: Vec<(u16, TunnelKind)>,
+}
+
+impl Steering {
+    /// The rules that follow from a configuration and its tables.
+    pub(super) fn follow(&mut self, desired: &Desired, snapshot: &Snapshot) -> Arc<SteerRules> {
+        let matters = |key: &Key| {
+            let is_a_pods = matches!(key, Key::Network(_) | Key::Endpoint(_) | Key::Route { .. });
+            is_a_pods || Exposed::follows_from(key)
+        };
+        let grounds = Grounds {
+            underlay_addresses: snapshot.underlay_addresses.clone(),
+            node_addresses: snapshot.services.node_addresses().to_vec(),
+            tunnel_ports: snapshot.tunnel_ports.clone(),
+        };
+        self.0.follow(desired, matters, grounds, |_| Arc::new(rules(desired, snapshot)))
+    }
+}
+
+fn rules(desired: &Desired, snapshot: &Snapshot) -> SteerRules {
     SteerRules {
         tunnel_endpoints: snapshot.underlay_addresses.clone(),
         tunnel_ports: snapshot.tunnel_ports.iter().map(|(port, _)| *port).collect(),
@@ -70,12 +99,10 @@ fn prefixes(desired: &Desired, snapshot: &Snapshot) -> BTreeSet<(IpAddr, u8)> {
 }
 
 fn node_ports(desired: &Desired, snapshot: &Snapshot) -> Vec<NodePort> {
-    let ports = desired.services().flat_map(|service| &service.ports);
-    let ports = ports.filter_map(|it| Some((Protocol::from(it.protocol).number(), it.node_port?)));
-    let at = |(protocol, port)| {
+    let at = |&(protocol, port)| {
         snapshot.services.node_addresses().iter().map(move |&address| NodePort { address, protocol, port })
     };
-    ports.flat_map(at).collect()
+    desired.exposed().node_ports.iter().flat_map(at).collect()
 }
 
 /// The source ports at the node's own addresses.
@@ -94,7 +121,7 @@ fn snat_ranges(desired: &Desired, snapshot: &Snapshot) -> Vec<SnatRange> {
         take(chosen.address, chosen.ports);
     }
     // Clients of services whose backends are elsewhere are stood in for by the node.
-    if desired.services().next().is_some() {
+    if !desired.exposed().served.is_empty() {
         snapshot.underlay_addresses.iter().for_each(|&address| take(address, desired.source_ports()));
     }
     let ranges = ranges.into_iter().flat_map(|(address, ranges)| {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use penstock_api::model::{Attachment, Encapsulation, RouteTarget};
+use penstock_api::model::{Attachment, Encapsulation, Key, RouteTarget};
 use penstock_api::{Fault, model};
 use penstock_wire::decap::TunnelKind;
 use penstock_wire::dsr::ServedAs;
@@ -101,7 +101,53 @@ pub fn compile(
     rules: &Rulebook,
     before: Option<&Snapshot>,
 ) -> Snapshot {
-    Compiler::new(desired, underlay, rules).run(before)
+    Layout::of(desired, underlay, before).ruled(desired, rules)
+}
+
+/// All of a snapshot but its rules, which change much more often.
+#[derive(Clone, Debug)]
+pub struct Layout(Arc<Snapshot>);
+
+impl Layout {
+    /// Lays a configuration out on a machine. Parts of `before` whose inputs did not change are taken over.
+    #[must_use]
+    pub fn of(desired: &Desired, underlay: &Underlay, before: Option<&Snapshot>) -> Layout {
+        Layout(Arc::new(Compiler::new(desired, underlay).run(before)))
+    }
+
+    /// Whether layouts may be others when an object changes.
+    #[must_use]
+    pub fn follows_from(desired: &Desired, key: &Key) -> bool {
+        match key {
+            Key::Policy(_) | Key::Tier(_) | Key::Backends { .. } => false,
+            // Whoever is of it may leave under a chosen address.
+            Key::Identity(_) => desired.egress_ips().next().is_some(),
+            _ => true,
+        }
+    }
+
+    /// The snapshot with these rules.
+    #[must_use]
+    pub fn ruled(&self, desired: &Desired, rules: &Rulebook) -> Snapshot {
+        let endpoint = |endpoint: &Arc<Endpoint>| {
+            let name = endpoint.name.as_str();
+            let subject = rules.policies.subject(name).cloned();
+            Arc::new(Endpoint {
+                meter: rules.meters.get(name).cloned(),
+                counts: subject.as_ref().and_then(|it| rules.counts.get(&it.revision())).cloned(),
+                judged_since: rules.policies.since(name),
+                subject,
+                ..Endpoint::clone(endpoint)
+            })
+        };
+        Snapshot {
+            generation: desired.generation(),
+            policies: Arc::clone(&rules.policies),
+            services: Arc::clone(&rules.services),
+            endpoints: self.0.endpoints.iter().map(endpoint).collect(),
+            ..Snapshot::clone(&self.0)
+        }
+    }
 }
 
 /// The MAC address of this node's router.
@@ -115,17 +161,18 @@ pub fn router_mac(node: &model::Node, underlay_addresses: &[IpAddr]) -> MacAddr 
 struct Compiler<'a> {
     desired: &'a Desired,
     underlay: &'a Underlay,
-    rules: &'a Rulebook,
     networks: Vec<&'a model::Network>,
     peers: Vec<&'a model::Peer>,
     network_index: HashMap<&'a str, u32>,
     peer_index: HashMap<&'a str, u32>,
+    /// The peers as they are reached.
+    reached: Vec<Peer>,
     snapshot: Snapshot,
     template_of: HashMap<(u32, u32), Option<TemplateId>>,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(desired: &'a Desired, underlay: &'a Underlay, rules: &'a Rulebook) -> Compiler<'a> {
+    fn new(desired: &'a Desired, underlay: &'a Underlay) -> Compiler<'a> {
         let networks: Vec<_> = desired.networks().collect();
         let network_index =
             networks.iter().enumerate().map(|(i, network)| (network.name.as_str(), i as u32)).collect();
@@ -139,12 +186,9 @@ impl<'a> Compiler<'a> {
         underlay_addresses.sort();
         underlay_addresses.dedup();
         let snapshot = Snapshot {
-            generation: desired.generation(),
             router_mac: router_mac(&desired.node, &underlay_addresses),
             underlay_addresses,
             partial_underlay: underlay.uplinks.values().any(|uplink| uplink.partial_checksums),
-            policies: Arc::clone(&rules.policies),
-            services: Arc::clone(&rules.services),
             // Zone 0 is nobody's: it stands for ports that no table knows.
             zones: vec![Zone::Native { network: u32::MAX }],
             ..Snapshot::default()
@@ -152,11 +196,11 @@ impl<'a> Compiler<'a> {
         Compiler {
             desired,
             underlay,
-            rules,
             networks,
             peers,
             network_index,
             peer_index,
+            reached: Vec::new(),
             snapshot,
             template_of: HashMap::new(),
         }
@@ -178,6 +222,7 @@ impl<'a> Compiler<'a> {
             let compiled = self.network(network, rows, before);
             self.snapshot.networks.push(compiled);
         }
+        self.snapshot.peers = self.reached.into();
         self.snapshot
     }
 
@@ -208,7 +253,7 @@ impl<'a> Compiler<'a> {
                     mtu: path.mtu.unwrap_or(uplink.mtu).min(uplink.mtu),
                 })
             });
-            self.snapshot.peers.push(Peer {
+            self.reached.push(Peer {
                 name: peer.name.to_string(),
                 address: peer.address,
                 path,
@@ -277,7 +322,6 @@ impl<'a> Compiler<'a> {
             let mac = endpoint.mac.get();
             // There is one for every device at least.
             let link = self.link(self.snapshot.router_mac, mac).unwrap_or_default();
-            let subject = self.snapshot.policies.subject(endpoint.name.as_str()).cloned();
             self.device(device, Device::Endpoint { zone, mac });
             self.snapshot.endpoints.push(Arc::new(Endpoint {
                 name: endpoint.name.to_string(),
@@ -290,10 +334,10 @@ impl<'a> Compiler<'a> {
                 mtu: endpoint.mtu.unwrap_or_else(|| self.network_mtu(network)),
                 partial_checksums: matches!(endpoint.attachment, Attachment::Veth { .. }),
                 max_connections: endpoint.limits.and_then(|limits| limits.max_connections),
-                meter: self.rules.meters.get(endpoint.name.as_str()).cloned(),
-                counts: subject.as_ref().and_then(|it| self.rules.counts.get(&it.revision())).cloned(),
-                judged_since: self.snapshot.policies.since(endpoint.name.as_str()),
-                subject,
+                meter: None,
+                subject: None,
+                judged_since: 0,
+                counts: None,
             }));
         }
     }
@@ -323,11 +367,7 @@ impl<'a> Compiler<'a> {
 
     /// What services and connections have outside the cluster.
     fn outside(&mut self) {
-        let services =
-            self.desired.services().flat_map(|it| it.external_ips.iter().chain(&it.load_balancer_ips));
-        let pools = self.desired.nat_pools().flat_map(|pool| &pool.addresses);
-        let chosen = self.desired.egress_ips().map(|it| &it.address);
-        self.snapshot.outside_addresses = services.chain(pools).chain(chosen).copied().collect();
+        self.snapshot.outside_addresses = Arc::clone(&self.desired.exposed().outside);
         let ports = self.desired.source_ports();
         let pool =
             |addresses: &[IpAddr]| Pool::new(addresses, ports.first()..=ports.last()).ok().map(Arc::new);
@@ -345,7 +385,7 @@ impl<'a> Compiler<'a> {
 
     fn template(&mut self, network: u32, peer: u32) -> Option<TemplateId> {
         let object = self.networks[network as usize];
-        let facts = &self.snapshot.peers[peer as usize];
+        let facts = &self.reached[peer as usize];
         let path = facts.path.as_ref()?;
         let way = self.underlay.paths.get(&facts.address)?;
         let configured = *self.peers.get(peer as usize)?;
@@ -389,14 +429,13 @@ impl<'a> Compiler<'a> {
         let id = TemplateId(u16::try_from(self.snapshot.templates.len()).ok()?);
         let max_len = link.saturating_sub(header.overhead() as u16).min(network.mtu.unwrap_or(u16::MAX));
         self.snapshot.templates.push(Template { header, device, max_len, served });
-        self.snapshot.peers[peer as usize].templates += 1;
+        self.reached[peer as usize].templates += 1;
         Some(id)
     }
 
     /// Whether a service of the network wants its backends to answer clients outside past this node, and tunnels can say so.
     fn serves_directly(&self, network: &model::Network) -> bool {
-        let mut services = self.desired.services().filter(|service| service.network == network.name);
-        kind_of(network) == Some(TunnelKind::Geneve) && services.any(|service| service.dsr)
+        kind_of(network) == Some(TunnelKind::Geneve) && self.desired.exposed().direct.contains(&network.name)
     }
 
     fn network(&self, index: usize, rows: Rows, before: Option<&Snapshot>) -> Arc<Network> {
@@ -505,7 +544,7 @@ pub fn check_capacity(desired: &Desired) -> Vec<Fault> {
     pairs.sort_unstable();
     pairs.dedup();
     // Services that are answered directly take two more for each.
-    let each = if desired.services().any(|service| service.dsr) { 3 } else { 1 };
+    let each = if desired.exposed().direct.is_empty() { 1 } else { 3 };
     if (pairs.len() + peers) * each > usize::from(u16::MAX) {
         let problem = format!(
             "routes name {} pairs of network and peer; there is room for {}",

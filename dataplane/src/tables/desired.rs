@@ -5,10 +5,13 @@
 //! backends among tens of thousands costs no look at the others.
 
 mod bonds;
+mod exposed;
 mod journal;
 mod judge;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use penstock_api::model::{
     Attachment, Backends, EgressIp, Encapsulation, Endpoint, Fault, Host, Identity, Key, Name, NatPool,
@@ -16,8 +19,10 @@ use penstock_api::model::{
 };
 
 use bonds::Bonds;
+pub use exposed::Exposed;
 use journal::Journal;
 pub use journal::Mark;
+pub use kept::Kept;
 
 /// The configuration as it is wanted.
 #[derive(Clone, Debug)]
@@ -30,6 +35,8 @@ pub struct Desired {
     source_ports: PortRange,
     objects: BTreeMap<Key, Object>,
     bonds: Bonds,
+    /// Counted when somebody asks, and again after a change of what it follows from.
+    exposed: OnceLock<Exposed>,
     journal: Journal,
     generation: u64,
     /// Keys of objects that are there as well, of which nothing else is known.
@@ -90,6 +97,7 @@ impl Desired {
             source_ports: NatPool::default_ports(),
             objects: BTreeMap::new(),
             bonds: Bonds::default(),
+            exposed: OnceLock::new(),
             journal: Journal::default(),
             generation: 0,
             unread: BTreeSet::new(),
@@ -210,6 +218,12 @@ impl Desired {
         of_kind!(self, EgressIp)
     }
 
+    /// What services and translated connections have beside the pods' own.
+    #[must_use]
+    pub fn exposed(&self) -> &Exposed {
+        self.exposed.get_or_init(|| Exposed::of(self))
+    }
+
     /// Now, for [`Desired::changed_since`].
     #[must_use]
     pub fn mark(&self) -> Mark {
@@ -234,6 +248,9 @@ impl Desired {
             Change::Delete(keys) => self.remove(keys)?,
             Change::Resync(objects) => self.replace(objects, |key| matches!(key, Key::Uplink(_))),
             Change::Reload(node, host, objects) => {
+                if (&self.node, &self.host) != (&node, &host) {
+                    self.journal.note_all();
+                }
                 (self.node, self.host) = (node, host);
                 self.replace(objects, |_| false)
             }
@@ -250,6 +267,9 @@ impl Desired {
 
     /// Takes the last change back.
     pub fn revert(&mut self, undo: Undo) {
+        if (&self.node, &self.host) != (&undo.node, &undo.host) {
+            self.journal.note_all();
+        }
         (self.node, self.host, self.generation) = (undo.node, undo.host, undo.generation);
         for (key, old) in undo.replaced.into_iter().rev() {
             self.set(&key, old);
@@ -259,6 +279,9 @@ impl Desired {
     /// Puts an object in the place of a key, or nothing, and answers what was there.
     fn set(&mut self, key: &Key, object: Option<Object>) -> Option<Object> {
         self.journal.note(key);
+        if Exposed::follows_from(key) {
+            self.exposed.take();
+        }
         let old = self.objects.remove(key);
         if let Some(old) = &old {
             self.bonds.loose(key, old);
@@ -314,7 +337,7 @@ impl Desired {
     /// Whether packets without a tunnel may belong to a network: to and from its pods, or of clients of its services.
     #[must_use]
     pub fn is_native(&self, network: &Network) -> bool {
-        self.is_reached_bare(network) || self.services().any(|service| service.network == network.name)
+        self.is_reached_bare(network) || self.exposed().served.contains_key(&network.name)
     }
 
     /// Whether packets for a network's pods come without a tunnel. For its services' sake alone they do not: whoever is

@@ -33,7 +33,7 @@ use rule_counts::SubjectCounts;
 use service::Services;
 
 /// Everything that packets are decided by.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The generation of the configuration that this was made from.
     pub generation: u64,
@@ -56,7 +56,7 @@ pub struct Snapshot {
     /// Whether what comes from the underlay may carry checksums left for a network card to finish.
     pub partial_underlay: bool,
     /// The peers; routes name them by position.
-    pub peers: Vec<Peer>,
+    pub peers: Arc<[Peer]>,
     /// The tunnel headers, by [`TemplateId`].
     pub templates: Vec<Template>,
     /// Who speaks to whom on the links without a tunnel, by [`LinkId`].
@@ -68,7 +68,7 @@ pub struct Snapshot {
     /// Which backends answer for services.
     pub services: Arc<Services>,
     /// Addresses outside the cluster, other than the uplinks', that services and connections have here.
-    pub outside_addresses: HashSet<IpAddr>,
+    pub outside_addresses: Arc<HashSet<IpAddr>>,
     /// The addresses and ports of the node that stand in for clients whose answers must come back here.
     pub node_pool: Option<Arc<Pool>>,
     /// The same, for answers that come through tunnels or from this node's own endpoints: the addresses that the node has in
@@ -281,7 +281,7 @@ pub enum Target {
 }
 
 /// A local endpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Its name.
     pub name: String,
@@ -344,7 +344,7 @@ pub struct PeerPath {
 }
 
 /// A tunnel's header and its way out.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// The header.
     pub header: EncapTemplate,

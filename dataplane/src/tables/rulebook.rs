@@ -1,6 +1,7 @@
 //! Policies, services and limits: compiled apart from the other tables, since they can be refused and since backends keep
 //! their numbers, and endpoints what they may still send, from one compile to the next.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::desired::{Desired, Mark};
 use super::meters::{Meters, meters_of};
 use super::policies::Policies;
 use super::rule_counts::{LiveCounts, RuleBooks};
-use super::service::{Directory, Marks, Node, Services, wanted};
+use super::service::{Directory, Marks, Node, ServiceFault, Services, Wanted};
 use crate::snapshot::Epoch;
 
 /// What packets are decided by beside routes.
@@ -38,8 +39,33 @@ pub struct Author {
     /// Where node ports answer, of the node's addresses; everywhere when empty.
     node_port_prefixes: Vec<Prefix>,
     book: Rulebook,
-    /// The moment of the configuration, and the node's name then, that the services follow from.
-    served: Option<(Mark, Name)>,
+    /// What the services follow from.
+    served: Option<Served>,
+}
+
+/// The configuration that services were made of.
+struct Served {
+    mark: Mark,
+    /// The node's name.
+    node: Name,
+    /// Whether backends do not say on which node they are, so that its endpoints do.
+    follow_endpoints: bool,
+}
+
+impl Served {
+    /// The services that may be others by now; `None` if all may.
+    fn touched<'a>(&self, desired: &'a Desired) -> Option<BTreeSet<&'a Name>> {
+        let mut touched = BTreeSet::new();
+        for key in desired.changed_since(self.mark)? {
+            match key {
+                Key::Service(name) | Key::Backends { service: name, .. } => drop(touched.insert(name)),
+                Key::Network(_) => return None,
+                Key::Endpoint(_) if self.follow_endpoints => return None,
+                _ => {}
+            }
+        }
+        (self.node == desired.node.name).then_some(touched)
+    }
 }
 
 impl Author {
@@ -95,38 +121,41 @@ impl Author {
     /// What is wrong with policies or services; the rulebook before goes on.
     pub fn revise(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
         let policies = Policies::compile(desired, &self.book.policies)?;
-        if self.touches_services(desired) {
-            self.serve(desired)?;
-        }
+        self.serve(desired)?;
         self.book.counts = self.counted.revise(&policies, desired, self.workers);
         self.book.policies = Arc::new(policies);
-        self.book.services = self.directory.tables();
         self.book.meters = meters_of(desired, &self.book.meters, self.rate);
         Ok(())
     }
 
-    /// Whether anything changed that services or their backends follow from.
-    fn touches_services(&self, desired: &Desired) -> bool {
-        let Some((mark, node)) = &self.served else { return true };
-        let Some(mut changed) = desired.changed_since(*mark) else { return true };
-        let matters = |key: &Key| {
-            matches!(key, Key::Network(_) | Key::Endpoint(_) | Key::Service(_) | Key::Backends { .. })
-        };
-        *node != desired.node.name || changed.any(matters)
-    }
-
+    /// Brings the services to what is desired: those that changed, where it is known which.
     fn serve(&mut self, desired: &Desired) -> Result<(), Vec<Fault>> {
-        self.served = None;
-        let faults = self.directory.resync(wanted(desired, self.zone.as_ref()));
+        // Until all of it is done, nobody knows which.
+        let served = self.served.take();
+        let wanted = Wanted::of(desired, self.zone.as_ref());
+        let touched = served.as_ref().and_then(|served| served.touched(desired));
+        let faults = match &touched {
+            Some(names) => {
+                names.iter().filter_map(|name| self.directory.set(name.as_str(), wanted.get(name))).collect()
+            }
+            None => self.directory.resync(wanted.all()),
+        };
         if !faults.is_empty() {
-            let fault = |fault: super::service::ServiceFault| {
+            let fault = |fault: ServiceFault| {
                 let text = fault.to_string();
                 let (problem, mend) = text.split_once("; ").unwrap_or((&text, "put the service right"));
                 Fault::new("services", "", problem.to_owned(), mend)
             };
             return Err(faults.into_iter().map(fault).collect());
         }
-        self.served = Some((desired.mark(), desired.node.name.clone()));
+        if touched.is_none_or(|names| !names.is_empty()) {
+            self.book.services = self.directory.tables();
+        }
+        self.served = Some(Served {
+            mark: desired.mark(),
+            node: desired.node.name.clone(),
+            follow_endpoints: wanted.follows_endpoints() || served.is_some_and(|it| it.follow_endpoints),
+        });
         Ok(())
     }
 
@@ -147,7 +176,85 @@ impl Author {
         let answers =
             |address: &&IpAddr| chosen.is_empty() || chosen.iter().any(|it| it.net().contains(*address));
         let addresses = addresses.iter().filter(answers).copied().collect();
-        self.directory.set_node(Node { addresses, zone });
-        self.book.services = self.directory.tables();
+        if self.directory.set_node(Node { addresses, zone }) {
+            self.book.services = self.directory.tables();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use penstock_api::file::parse_objects;
+    use penstock_api::model;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tables::desired::Change;
+
+    fn author() -> Author {
+        Author::new(None, TicksPerSecond(1_000_000_000))
+    }
+
+    /// Who answers where, and whether on this node; the numbers of backends aside.
+    fn answers(author: &Author) -> BTreeMap<String, BTreeSet<String>> {
+        let services = &author.book().services;
+        let all = services.frontends().map(|(key, port, kind)| {
+            let backends =
+                port.backends().iter().map(|it| format!("{} {} {}", it.address, it.port, it.is_local));
+            (format!("{key:?} {} {kind:?}", port.service()), backends.collect())
+        });
+        all.collect()
+    }
+
+    /// An object of a few that name each other; `is_other` is another form of it.
+    fn object(kind: u8, number: u8, is_other: bool) -> String {
+        let node = if is_other { ", node = \"n1\"" } else { "" };
+        let port = if is_other { 8080 } else { 80 };
+        match kind {
+            0 => format!(
+                "[[service]]\nname = \"s{number}\"\nnetwork = \"n\"\ncluster-ips = [\"10.96.0.{}\"]\n\
+                 ports = [{{ name = \"a\", port = {port} }}]\n",
+                1 + number / 2
+            ),
+            1 => format!(
+                "[[backends]]\nservice = \"s{number}\"\nslice = \"a\"\nports = [{{ name = \"a\", port = {port} }}]\n\
+                 members = [{{ address = \"10.0.0.{number}\"{node} }}]\n"
+            ),
+            _ => format!(
+                "[[endpoint]]\nname = \"e{number}\"\nnetwork = \"n\"\nmac = \"02:00:00:00:00:0{number}\"\n\
+                 addresses = [\"10.0.0.{number}\"]\nattachment = {{ tap = {{ interface = \"t{number}\" }} }}\n"
+            ),
+        }
+    }
+
+    proptest! {
+        /// Services that follow change by change are those that are made anew.
+        #[test]
+        fn services_follow_what_changes(
+            steps in prop::collection::vec((0..3u8, 1..5u8, any::<bool>(), any::<bool>()), 1..40)
+        ) {
+            let node = model::Node { name: "n1".parse().unwrap(), mac: None };
+            let mut desired = Desired::new(node, None);
+            let network = "[[network]]\nname = \"n\"\nvni = 1\n";
+            desired.apply(Change::Upsert(parse_objects(network, "test").unwrap())).unwrap();
+            let mut following = author();
+            for (kind, number, is_other, comes) in steps {
+                let objects = parse_objects(&object(kind, number, is_other), "test").unwrap();
+                let change = if comes {
+                    Change::Upsert(objects)
+                } else {
+                    Change::Delete(objects.iter().map(model::Object::key).collect())
+                };
+                // Some are refused: an address that is taken, a slice of a service that is not there.
+                if desired.apply(change).is_ok() {
+                    following.revise(&desired).unwrap();
+                    let mut anew = author();
+                    anew.revise(&desired).unwrap();
+                    prop_assert_eq!(answers(&following), answers(&anew));
+                }
+            }
+        }
     }
 }

@@ -104,17 +104,13 @@ impl Compiler<'_> {
 
     /// The way to a peer in a network: through a tunnel, or as it is where the network says so.
     fn target_to_peer(&mut self, network: u32, peer: u32) -> Target {
-        let facts = &self.snapshot.peers[peer as usize];
-        let Some(path) = facts.path.clone() else { return Target::Unreachable { peer } };
+        let facts = &self.reached[peer as usize];
+        let Some(path) = &facts.path else { return Target::Unreachable { peer } };
         let object = self.networks[network as usize];
         let on_link = path.next_hop == facts.address;
         if object.encapsulation == Encapsulation::None || object.cross_subnet && on_link {
-            return Target::Native {
-                device: path.device,
-                next_hop: Some(path.next_hop),
-                peer: Some(peer),
-                mtu: path.mtu,
-            };
+            let (device, next_hop) = (path.device, Some(path.next_hop));
+            return Target::Native { device, next_hop, peer: Some(peer), mtu: path.mtu };
         }
         let known = self.template_of.get(&(network, peer)).copied();
         let template = known.unwrap_or_else(|| self.template(network, peer));

@@ -51,6 +51,12 @@ impl Journal {
         self.count += 1;
     }
 
+    /// Notes that anything may have changed.
+    pub(super) fn note_all(&mut self) {
+        self.recent.clear();
+        self.count += 1;
+    }
+
     /// Now.
     pub(super) fn mark(&self) -> Mark {
         Mark { lineage: self.lineage, count: self.count }
@@ -92,5 +98,8 @@ mod tests {
         assert!(journal.since(start).is_some());
         journal.note(&key(REMEMBERED));
         assert!(journal.since(start).is_none());
+        let mark = journal.mark();
+        journal.note_all();
+        assert!(journal.since(mark).is_none() && journal.since(journal.mark()).is_some());
     }
 }

@@ -80,6 +80,8 @@ pub struct Directory {
     tables: Services,
     /// The services that claim a frontend, where they are more than one.
     contested: HashMap<FrontendKey, BTreeSet<String>>,
+    /// The services whose outside clients are served by local backends only, and that load balancers ask about.
+    asked_about: BTreeSet<String>,
     /// How many services have an address as their own.
     cluster_ips: HashMap<ClusterIp, usize>,
 }
@@ -99,6 +101,7 @@ impl Directory {
             ids: Ids::default(),
             tables,
             contested: HashMap::new(),
+            asked_about: BTreeSet::new(),
             cluster_ips: HashMap::new(),
         }
     }
@@ -127,12 +130,24 @@ impl Directory {
     /// Removes a service; false if there is none of that name.
     pub fn remove(&mut self, name: &str) -> bool {
         let Some(entry) = self.services.remove(name) else { return false };
+        self.asked_about.remove(name);
         self.release(&entry, &[]);
         for (key, _, _) in claims(&entry.spec) {
             self.withdraw(&key, name);
         }
         self.own(&entry.spec, false);
         true
+    }
+
+    /// Makes a service what is wanted, which may be nothing; returns what is wrong with it, and the old one goes on then.
+    pub fn set(&mut self, name: &str, wanted: Option<ServiceSpec>) -> Option<ServiceFault> {
+        match wanted {
+            Some(spec) => self.upsert(spec).err(),
+            None => {
+                self.remove(name);
+                None
+            }
+        }
     }
 
     /// Makes these the services, all others gone; returns what is wrong with some, of which the old ones go on.
@@ -146,8 +161,11 @@ impl Directory {
     }
 
     /// The node has changed: other addresses, or another zone, for which services that prefer near backends are
-    /// compiled anew.
-    pub fn set_node(&mut self, node: Node) {
+    /// compiled anew. False if it is as it was.
+    pub fn set_node(&mut self, node: Node) -> bool {
+        if self.node == node {
+            return false;
+        }
         self.tables.node_addresses = node.addresses.clone().into();
         let zone_is_new = self.node.zone != node.zone;
         self.node = node;
@@ -158,6 +176,7 @@ impl Directory {
                 self.replace(spec, ports);
             }
         }
+        true
     }
 
     /// The tables taken last were published as `epoch`.
@@ -200,17 +219,16 @@ impl Directory {
 
     /// The ports that load balancers ask: those of services whose outside clients are served by local backends only.
     pub fn health_checks(&self) -> impl Iterator<Item = HealthCheck<'_>> {
-        self.services.values().filter(|entry| entry.spec.external_policy == TrafficPolicy::Local).filter_map(
-            |Entry { spec, .. }| {
-                let backends = spec.ports.iter().flat_map(|port| &port.backends);
-                let ready = backends.filter(|one| one.is_local && one.state == BackendState::Ready);
-                let addresses: HashSet<IpAddr> = ready.map(|one| one.address).collect();
-                // A backend that has both kinds of address is one.
-                let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
-                let local_ready = ipv4.max(addresses.len() - ipv4);
-                Some(HealthCheck { port: spec.health_check_port?, service: &spec.name, local_ready })
-            },
-        )
+        self.asked_about.iter().filter_map(|name| {
+            let Entry { spec, .. } = self.services.get(name)?;
+            let backends = spec.ports.iter().flat_map(|port| &port.backends);
+            let ready = backends.filter(|one| one.is_local && one.state == BackendState::Ready);
+            let addresses: HashSet<IpAddr> = ready.map(|one| one.address).collect();
+            // A backend that has both kinds of address is one.
+            let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+            let local_ready = ipv4.max(addresses.len() - ipv4);
+            Some(HealthCheck { port: spec.health_check_port?, service: &spec.name, local_ready })
+        })
     }
 
     /// Whether there are numbers for all backends of a service that were not there before.
@@ -281,6 +299,11 @@ impl Directory {
         }
         for (key, at, kind) in new_claims {
             self.claim(key, &spec.name, Frontend { port: Arc::clone(&ports[at]), kind });
+        }
+        if spec.external_policy == TrafficPolicy::Local && spec.health_check_port.is_some() {
+            self.asked_about.insert(spec.name.clone());
+        } else {
+            self.asked_about.remove(&spec.name);
         }
         self.services.insert(spec.name.clone(), Entry { spec, ports });
     }

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use penstock_io::Ticks;
 use penstock_wire::Vni;
 
-pub use wanted::wanted;
+pub use wanted::Wanted;
 
 use hash::Hash;
 use paged::{PagedMap, PagedVec};

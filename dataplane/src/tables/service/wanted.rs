@@ -1,36 +1,65 @@
 //! Services of the configuration in the words of the [`Directory`](super::Directory).
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use penstock_api::model::{self, Affinity, Name};
+use penstock_api::model::{self, Affinity, Key, Name, Object};
 use penstock_wire::Vni;
 
 use super::spec::{BackendSpec, BackendState, PortSpec, Protocol, ServiceSpec, Topology, TrafficPolicy};
 use crate::tables::desired::Desired;
 
-/// Every service whose network there is, with its backends; `zone` is the node's.
-pub fn wanted(desired: &Desired, zone: Option<&Name>) -> Vec<ServiceSpec> {
-    let networks: HashMap<&Name, Vni> = desired.networks().map(|it| (&it.name, it.vni)).collect();
-    let local: std::collections::HashSet<(&Name, IpAddr)> = desired
-        .endpoints()
-        .flat_map(|it| it.addresses.iter().map(move |&address| (&it.network, address)))
-        .collect();
-    let spec = |service: &model::Service| {
-        let is_local = |backend: &model::Backend| {
-            let here = || local.contains(&(&service.network, backend.address));
-            backend.node.as_ref().map_or_else(here, |node| *node == desired.node.name)
-        };
+/// Services of a configuration, one by one; a service whose network there is not is none.
+pub struct Wanted<'a> {
+    desired: &'a Desired,
+    /// The node's.
+    zone: Option<&'a Name>,
+    networks: HashMap<&'a Name, Vni>,
+    /// The addresses of this node's endpoints, as soon as a backend is asked for that does not say where it is.
+    local: OnceCell<HashSet<(&'a Name, IpAddr)>>,
+}
+
+impl<'a> Wanted<'a> {
+    /// The services of a configuration; `zone` is the node's.
+    #[must_use]
+    pub fn of(desired: &'a Desired, zone: Option<&'a Name>) -> Wanted<'a> {
+        let networks = desired.networks().map(|it| (&it.name, it.vni)).collect();
+        Wanted { desired, zone, networks, local: OnceCell::new() }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<ServiceSpec> {
+        self.desired.services().filter_map(|service| self.spec(service)).collect()
+    }
+
+    /// The one of a name.
+    #[must_use]
+    pub fn get(&self, name: &Name) -> Option<ServiceSpec> {
+        match self.desired.get(&Key::Service(name.clone())) {
+            Some(Object::Service(service)) => self.spec(service),
+            _ => None,
+        }
+    }
+
+    /// Whether what was answered depends on which endpoints this node has.
+    #[must_use]
+    pub fn follows_endpoints(&self) -> bool {
+        self.local.get().is_some()
+    }
+
+    fn spec(&self, service: &model::Service) -> Option<ServiceSpec> {
         let ports = service.ports.iter().map(|port| PortSpec {
             protocol: protocol_of(port.protocol),
             port: port.port,
             node_port: port.node_port,
-            backends: backends_of(desired, service, port, &is_local, zone),
+            backends: self.backends(service, port),
         });
         Some(ServiceSpec {
             name: service.name.to_string(),
-            network: *networks.get(&service.network)?,
+            network: *self.networks.get(&service.network)?,
             cluster_ips: service.cluster_ips.clone(),
             external_ips: service.external_ips.clone(),
             load_balancer_ips: service.load_balancer_ips.clone(),
@@ -49,34 +78,38 @@ pub fn wanted(desired: &Desired, zone: Option<&Name>) -> Vec<ServiceSpec> {
             health_check_port: service.health_check_node_port,
             source_ranges: service.source_ranges.iter().map(|range| range.net()).collect(),
         })
-    };
-    desired.services().filter_map(spec).collect()
-}
+    }
 
-fn backends_of(
-    desired: &Desired,
-    service: &model::Service,
-    port: &model::ServicePort,
-    is_local: &impl Fn(&model::Backend) -> bool,
-    zone: Option<&Name>,
-) -> Vec<BackendSpec> {
-    let slices = desired.backends(&service.name).filter_map(|slice| {
-        let at = slice.ports.iter().find(|it| it.name == port.name)?.port;
-        Some((slice, at))
-    });
-    let backend = |backend: &model::Backend, port| BackendSpec {
-        address: backend.address,
-        port,
-        is_local: is_local(backend),
-        zone: zone_for(backend, zone).map(Name::to_string),
-        state: match backend.state {
-            model::BackendState::Terminating => BackendState::Terminating,
-            model::BackendState::Ready | model::BackendState::NotReady => BackendState::Ready,
-        },
-        // One that is not ready keeps its connections and has no share of the new ones.
-        weight: if backend.state == model::BackendState::NotReady { 0 } else { backend.weight.into() },
-    };
-    slices.flat_map(|(slice, at)| slice.members.iter().map(move |member| backend(member, at))).collect()
+    fn backends(&self, service: &model::Service, port: &model::ServicePort) -> Vec<BackendSpec> {
+        let slices = self.desired.backends(&service.name).filter_map(|slice| {
+            let at = slice.ports.iter().find(|it| it.name == port.name)?.port;
+            Some((slice, at))
+        });
+        let backend = |backend: &model::Backend, port| BackendSpec {
+            address: backend.address,
+            port,
+            is_local: self.is_local(service, backend),
+            zone: zone_for(backend, self.zone).map(Name::to_string),
+            state: match backend.state {
+                model::BackendState::Terminating => BackendState::Terminating,
+                model::BackendState::Ready | model::BackendState::NotReady => BackendState::Ready,
+            },
+            // One that is not ready keeps its connections and has no share of the new ones.
+            weight: if backend.state == model::BackendState::NotReady { 0 } else { backend.weight.into() },
+        };
+        slices.flat_map(|(slice, at)| slice.members.iter().map(move |member| backend(member, at))).collect()
+    }
+
+    fn is_local(&self, service: &model::Service, backend: &model::Backend) -> bool {
+        if let Some(node) = &backend.node {
+            return *node == self.desired.node.name;
+        }
+        let local = self.local.get_or_init(|| {
+            let endpoints = self.desired.endpoints();
+            endpoints.flat_map(|it| it.addresses.iter().map(|&address| (&it.network, address))).collect()
+        });
+        local.contains(&(&service.network, backend.address))
+    }
 }
 
 /// The zone that a backend counts to, as seen from `here`: ours if it is meant for clients of ours.
