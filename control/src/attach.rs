@@ -32,4 +32,5 @@ pub use netns::{LinkError, Links, Namespace};
 pub use plan::{Folders, Footprint, Plan, PodFacts};
 pub use record::{Holding, Pod, Record, RecordKey, Wiring};
 pub use server::{ServeError, Server};
+pub(crate) use shared::VOLUME as SHARED_VOLUME;
 pub use sriov::{Functions, Handed};

@@ -175,6 +175,8 @@ fn the_agent_may_watch_what_it_watches_and_nothing_may_be_anything() {
         assert!(words.into_iter().all(|word| word != "*"), "{rule:?}");
     }
     assert!(!allows("", "secrets", "get") && !allows("", "pods", "delete"));
+    // What a pod is told of its sockets goes by its status; what it runs is nobody's to change.
+    assert!(allows("", "pods/status", "patch") && !allows("", "pods", "patch"));
     // Its account is the one that the roles are bound to.
     let account = of_kind::<ServiceAccount>(&objects, "ServiceAccount").remove(0).metadata.name;
     let bindings = of_kind::<ClusterRoleBinding>(&objects, "ClusterRoleBinding");

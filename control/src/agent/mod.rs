@@ -134,7 +134,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (orders, ordered) = mpsc::channel(ORDERS);
     if let Some(attaching) = &options.attaching {
         let pools = blocks.clone().map(|blocks| Pools::new(options.node.as_str(), blocks));
-        let (socket, residents) = (options.dataplane.socket.clone(), Residents::of(core.residents(), pools));
+        let residents = Residents::of(core.residents(), pools, client.clone());
+        let socket = options.dataplane.socket.clone();
         let attacher = attaching::open(attaching, socket, wanted, residents, orders)?;
         core.attach(attacher.objects().into_iter().map(|object| (object.key(), Some(object))));
         let server = Server::listen(&attaching.socket)?;

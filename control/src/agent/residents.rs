@@ -5,21 +5,30 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::PodSpec;
+use kube::api::{Api, Patch, PatchParams};
 use penstock_api::model::Prefix;
 use penstock_cni::config::Range;
 use penstock_cni::failure::{Code, Failure};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::pools::{Pools, PoolsKnown, without_server};
-use crate::attach::{FromPools, Ground, Pod, PodFacts, Pods};
+use crate::attach::{FromPools, Ground, Pod, PodFacts, Pods, SHARED_VOLUME};
 use crate::cluster::{Cluster, Labels, Scoped};
 use crate::ipam::{Granted, RangeSet};
-use crate::kubernetes::{Key, Kind, Object};
+use crate::kubernetes::{self, Key, Kind, Object};
 
 /// The annotation of a static pod's mirror that holds the UID which its kubelet gave the pod (kubernetes.io's list of
 /// well-known annotations).
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The annotation that lists a pod's sockets (github.com/intel/userspace-cni-network-plugin, pkg/annotations).
+const CONFIGURATION: &str = "userspace/configuration-data";
+
+/// The annotation that says where the pod's containers have them, ending in a slash (as above).
+const MAPPED_DIR: &str = "userspace/mapped-dir";
 
 /// The label that every namespace has, with its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -32,6 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Resident {
     /// Absent in manifests that nobody was given one for.
     uid: Option<String>,
+    /// The one that the API server gave it; a static pod's mirror has its own.
+    server_uid: Option<String>,
+    /// Where its first container that does so mounts the volume for userspace networking.
+    shared_dir: Option<String>,
     annotations: BTreeMap<String, String>,
     labels: Labels,
 }
@@ -85,7 +98,9 @@ impl Known {
                 // The runtime knows a static pod by the UID that its kubelet gave it, of which the API server has a mirror.
                 let uid = annotations.get(MIRROR).cloned().or_else(|| pod.metadata.uid.clone());
                 let labels = pod.metadata.labels.clone().unwrap_or_default();
-                let resident = Resident { uid, annotations, labels };
+                let server_uid = pod.metadata.uid.clone();
+                let shared_dir = pod.spec.as_ref().and_then(shared_dir);
+                let resident = Resident { uid, server_uid, shared_dir, annotations, labels };
                 let before = self.pods.insert(key.clone(), resident);
                 before.as_ref() != self.pods.get(&key)
             }
@@ -134,18 +149,30 @@ impl Known {
     }
 }
 
+/// Where a pod's containers have the volume for userspace networking.
+fn shared_dir(spec: &PodSpec) -> Option<String> {
+    let mounts = spec.containers.iter().flat_map(|it| it.volume_mounts.iter().flatten());
+    mounts.filter(|it| it.name == SHARED_VOLUME).map(|it| it.mount_path.clone()).next()
+}
+
 /// The pods of this node, for who attaches them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Residents {
     known: watch::Receiver<Known>,
     pools: Option<Arc<Pools>>,
+    /// Of the API server, if there is one.
+    client: Option<kube::Client>,
     patience: Duration,
 }
 
 impl Residents {
-    /// The pods that are known now and later; with an API server there may be pools.
-    pub(super) fn of(known: watch::Receiver<Known>, pools: Option<Pools>) -> Self {
-        Self { known, pools: pools.map(Arc::new), patience: PATIENCE }
+    /// The pods that are known now and later; with an API server there may be pools, and pods can be written to.
+    pub(super) fn of(
+        known: watch::Receiver<Known>,
+        pools: Option<Pools>,
+        client: Option<kube::Client>,
+    ) -> Self {
+        Self { known, pools: pools.map(Arc::new), client, patience: PATIENCE }
     }
 
     /// Waits until something could not be given back, so that pools and records may not agree.
@@ -195,6 +222,31 @@ impl Pods for Residents {
         Ok(PodFacts { annotations: resident.annotations, identity: None })
     }
 
+    async fn describe(&self, pod: &Pod, sockets: &[Value]) -> Result<(), Failure> {
+        let Some(client) = &self.client else { return Ok(()) };
+        // Who is gone from the node meanwhile needs none.
+        let Some(resident) = self.known.borrow().find(pod).cloned() else { return Ok(()) };
+        let mut annotations = json!({CONFIGURATION: Value::from(sockets).to_string()});
+        if let Some(folder) = &resident.shared_dir {
+            // Readers put the socket's name right behind.
+            annotations[MAPPED_DIR] = format!("{}/", folder.trim_end_matches('/')).into();
+        }
+        let patch = json!({"metadata": {"uid": resident.server_uid, "annotations": annotations}});
+        let pods: Api<kubernetes::Pod> = Api::namespaced(client.clone(), &pod.namespace);
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let written = timeout(self.patience, pods.patch_status(&pod.name, &parameters, &patch)).await;
+        let why = match written {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the API server did not answer within {} s", self.patience.as_secs()),
+        };
+        let msg = format!(
+            "pod {pod} has a volume {SHARED_VOLUME:?}, and its annotation {CONFIGURATION} cannot be written: {why}; \
+             the agent needs the right to patch pods/status"
+        );
+        Err(Failure::new(Code::TryAgainLater, msg))
+    }
+
     async fn take(&self, wanted: &FromPools<'_>) -> Result<Vec<Granted>, Failure> {
         let candidates = {
             let known = self.known.borrow();
@@ -231,7 +283,6 @@ impl Pods for Residents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubernetes;
 
     fn pod(name: &str, uid: Option<&str>, node: &str) -> Object {
         let mut pod = kubernetes::Pod::default();
@@ -273,10 +324,24 @@ mod tests {
         assert!(known.find(&asked("web-0", None)).is_none());
     }
 
+    #[test]
+    fn the_folder_of_sockets_is_where_a_container_mounts_the_volume() {
+        let spec = |mounts: serde_json::Value| -> PodSpec {
+            serde_json::from_value(
+                json!({"containers": [{"name": "a"}, {"name": "b", "volumeMounts": mounts}]}),
+            )
+            .unwrap()
+        };
+        let other = json!({"name": "data", "mountPath": "/data"});
+        let shared = json!({"name": "shared-dir", "mountPath": "/var/lib/usrsp"});
+        assert_eq!(shared_dir(&spec(json!([other]))), None);
+        assert_eq!(shared_dir(&spec(json!([other, shared]))).as_deref(), Some("/var/lib/usrsp"));
+    }
+
     #[tokio::test]
     async fn a_pod_is_awaited_and_an_unknown_one_comes_later() {
         let (tell, told) = watch::channel(Known::of_node("a", false));
-        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told, None) };
+        let residents = Residents { patience: Duration::from_secs(20), ..Residents::of(told, None, None) };
         let (asked_for, uid) = (asked("web-0", Some("u")), Some("u"));
         let (found, ()) = tokio::join!(residents.facts(&asked_for), async {
             tokio::task::yield_now().await;

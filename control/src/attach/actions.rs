@@ -174,7 +174,7 @@ pub(super) async fn make<D: Dataplane>(
     let routes = set_up_inside(&namespace, plan, network, ifname.to_owned()).await?;
     sockets::describe(plan)?;
     let result = plan.result(attach, network, routes);
-    shared::describe(plan, attach, &result)?;
+    shared::describe(record, &result)?;
     faults.pass(FaultPoint::Configured);
     Ok(result)
 }

@@ -15,6 +15,7 @@ use penstock_cni::environment::AttachmentId;
 use penstock_cni::failure::{Code, Failure};
 use penstock_cni::protocol::{Answer, Attach, Detach, Done, Request};
 use penstock_cni::result::{AddResult, IpConfig};
+use serde_json::Value;
 
 use self::functions::Planned;
 pub use self::giving::FromPools;
@@ -26,6 +27,7 @@ use super::ledger::{Ledger, LedgerError};
 use super::netns::Namespace;
 use super::plan::{Folders, Plan, PodFacts, endpoint_name, mode};
 use super::record::{Holding, Pod, Record, RecordKey};
+use super::shared;
 use super::sriov::Functions;
 use crate::ipam::{Book, Granted, IpamFault, RangeFault, RangeSet};
 
@@ -70,6 +72,12 @@ pub trait Pods: Send + Sync + 'static {
 
     /// What is known of a pod. Whoever answers waits until the pod is known, or says why it never will be.
     fn facts(&self, pod: &Pod) -> impl Future<Output = Result<PodFacts, Failure>> + Send;
+
+    /// Writes to a pod what its sockets in the volume `shared-dir` are: annotations of the userspace CNI plugin, which only an
+    /// API server keeps.
+    fn describe(&self, _pod: &Pod, _sockets: &[Value]) -> impl Future<Output = Result<(), Failure>> + Send {
+        std::future::ready(Ok(()))
+    }
 
     /// Gives addresses of pools: one of each family that pools have for the pod; none where none takes it.
     fn take(&self, wanted: &FromPools<'_>) -> impl Future<Output = Result<Vec<Granted>, Failure>> + Send {
@@ -379,6 +387,10 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let with =
             Means { dataplane: &self.dataplane, functions: &settings.functions, faults: settings.faults };
         let made = make(&plan, attach, &network, &record, &with).await;
+        let made = match made {
+            Ok(result) => self.tell_pod(&record, &result).await.map(|()| result),
+            Err(failure) => Err(failure),
+        };
         let kept = match made {
             Ok(result) => {
                 self.keep(Record { result: Some(result.clone()), ..record.clone() }).await.map(|()| result)
@@ -398,6 +410,20 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
                 }
             },
         }
+    }
+
+    /// Writes to the pod what its container's sockets in the shared volume are, if this is one.
+    async fn tell_pod(&self, record: &Record, result: &AddResult) -> Result<(), Failure> {
+        let is_shared = record.wiring.as_ref().is_some_and(|it| it.shared.is_some());
+        let Some(pod) = record.pod.as_ref().filter(|_| is_shared) else { return Ok(()) };
+        let sockets = self.with_ledger(|ledger| {
+            let others = ledger
+                .records()
+                .filter(|it| it.key.id.container_id == record.key.id.container_id && it.key != record.key);
+            let others = others.filter_map(|it| Some((it, it.result.as_ref()?)));
+            shared::descriptions(others.chain([(record, result)]))
+        });
+        self.pods.describe(pod, &sockets).await
     }
 
     /// Writes a record; when that fails, its addresses are free again unless an earlier record has them.

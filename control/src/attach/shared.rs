@@ -1,5 +1,6 @@
 //! What applications look for that were written for the userspace CNI plugin: their socket, and a description of it, in a
-//! volume of their pod that is called `shared-dir`.
+//! volume of their pod that is called `shared-dir`; and the description in an annotation of the pod, which the libraries of
+//! such applications read (app-netutil).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -9,16 +10,15 @@ use std::path::{Path, PathBuf};
 use penstock_api::model::{Attachment, SocketRole};
 use penstock_cni::environment::AttachmentId;
 use penstock_cni::failure::{Code, Failure};
-use penstock_cni::protocol::Attach;
 use penstock_cni::result::AddResult;
 use penstock_cni::version::Version;
 use serde_json::{Value, json};
 
-use super::plan::{Plan, short};
-use super::record::Pod;
+use super::plan::short;
+use super::record::{Pod, Record};
 
 /// The volume's name.
-const VOLUME: &str = "shared-dir";
+pub(crate) const VOLUME: &str = "shared-dir";
 
 /// The pod's volume, if it has one of the kind `emptyDir`: the kubelet makes it before the pod's sandbox.
 pub(super) fn volume(kubelet_pods: &Path, pod: Option<&Pod>) -> Option<PathBuf> {
@@ -37,11 +37,10 @@ fn file_name(id: &AttachmentId) -> String {
 ///
 /// # Errors
 /// [`Code::Io`].
-pub(super) fn describe(plan: &Plan, attach: &Attach, result: &AddResult) -> Result<(), Failure> {
-    let (Some(folder), Some(description)) = (&plan.wiring.shared, description(plan, attach, result)) else {
-        return Ok(());
-    };
-    let path = folder.join(file_name(&attach.id));
+pub(super) fn describe(record: &Record, result: &AddResult) -> Result<(), Failure> {
+    let Some(folder) = record.wiring.as_ref().and_then(|it| it.shared.as_ref()) else { return Ok(()) };
+    let Some(description) = description(record, result) else { return Ok(()) };
+    let path = folder.join(file_name(&record.key.id));
     let write = || {
         remove_file(&path)?;
         // The pod's programs may write here: nothing that they have put in the way is followed.
@@ -51,18 +50,29 @@ pub(super) fn describe(plan: &Plan, attach: &Attach, result: &AddResult) -> Resu
     write().map_err(|error| Failure::new(Code::Io, format!("cannot write {}: {error}", path.display())))
 }
 
+/// The sockets of a container in its volume, as the plugin has them in an annotation: a list by the interfaces' names.
+pub(super) fn descriptions<'a>(records: impl IntoIterator<Item = (&'a Record, &'a AddResult)>) -> Vec<Value> {
+    let is_shared = |record: &Record| record.wiring.as_ref().is_some_and(|it| it.shared.is_some());
+    let mut shared: Vec<_> = records.into_iter().filter(|(record, _)| is_shared(record)).collect();
+    shared.sort_by(|(a, _), (b, _)| a.key.id.ifname.cmp(&b.key.id.ifname));
+    shared.into_iter().filter_map(|(record, result)| description(record, result)).collect()
+}
+
 /// The socket in the words of the userspace CNI plugin; what is said of it is said from the container's side.
-fn description(plan: &Plan, attach: &Attach, result: &AddResult) -> Option<Value> {
-    let Attachment::VhostUser { socket, role, .. } = &plan.endpoint.as_ref()?.attachment else { return None };
+fn description(record: &Record, result: &AddResult) -> Option<Value> {
+    let Attachment::VhostUser { socket, role, .. } = &record.endpoint.as_ref()?.attachment else {
+        return None;
+    };
     let mode = match role {
         SocketRole::Client => "server",
         SocketRole::Server => "client",
     };
     let file = Path::new(socket.as_str()).file_name()?.to_string_lossy();
+    let id = &record.key.id;
     Some(json!({
-        "containerId": attach.id.container_id,
-        "ifName": attach.id.ifname,
-        "name": attach.config.name,
+        "containerId": id.container_id,
+        "ifName": id.ifname,
+        "name": record.key.network,
         "config": {
             "engine": "penstock", "iftype": "vhostuser", "netType": "interface",
             "memif": {}, "vhost": { "mode": mode, "socketfile": file }, "bridge": {},

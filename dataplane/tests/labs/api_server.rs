@@ -4,6 +4,7 @@ mod crowd;
 mod multus;
 mod pools;
 mod server;
+mod shared_dir;
 
 use std::process::Output;
 use std::time::{Duration, Instant};

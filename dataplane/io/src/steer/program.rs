@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs, io};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -81,17 +81,17 @@ impl Loaded {
         })
     }
 
-    /// The one that serves the pods of this thread's network namespace, in which alone interfaces' numbers are their own.
+    /// The one that serves the pods of this thread's network namespace, in which alone interfaces' numbers are their own. It
+    /// stays when the last pod goes: the next one waits for an attachment only.
     fn of_pods() -> libbpf_rs::Result<Arc<Self>> {
-        static LOADED: Mutex<BTreeMap<u64, Weak<Loaded>>> = Mutex::new(BTreeMap::new());
+        static LOADED: Mutex<BTreeMap<u64, Arc<Loaded>>> = Mutex::new(BTreeMap::new());
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(libbpf_rs::Error::from)?.ino();
         let mut known = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = known.get(&namespace).and_then(Weak::upgrade) {
-            return Ok(loaded);
+        if let Some(loaded) = known.get(&namespace) {
+            return Ok(Arc::clone(loaded));
         }
         let loaded = Arc::new(Self::new(Role::Pod, 0, POD_QUEUES)?);
-        known.retain(|_, it| it.strong_count() > 0);
-        known.insert(namespace, Arc::downgrade(&loaded));
+        known.insert(namespace, Arc::clone(&loaded));
         Ok(loaded)
     }
 
