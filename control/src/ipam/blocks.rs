@@ -43,6 +43,10 @@ pub struct Block {
     pub node: String,
     /// The addresses that are given.
     pub given: BTreeMap<IpAddr, Owner>,
+    /// The one that was given last. Those behind it come next, so that what was freed lately, which others may still speak
+    /// to, is given again late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<IpAddr>,
 }
 
 impl Block {
@@ -57,7 +61,9 @@ impl Block {
 
     fn free(&self, pool: &Pool, reserved: &[IpAddr]) -> Option<IpAddr> {
         let is_free = |it: &IpAddr| !self.given.contains_key(it) && pool.gives(*it) && !reserved.contains(it);
-        self.addresses().find(is_free)
+        let behind = |it: &IpAddr| self.last.is_none_or(|last| *it > last);
+        let next = self.addresses().filter(behind).find(is_free);
+        next.or_else(|| self.addresses().find(is_free))
     }
 }
 
@@ -220,6 +226,10 @@ impl Pool {
                 chosen => chosen?,
             };
             block.given.insert(address, owner.clone());
+            // One that was named says nothing of what comes next.
+            if ask.requested.or(ask.preferred) != Some(address) {
+                block.last = Some(address);
+            }
             match blocks.write(&self.name, block, over).await {
                 Ok(()) => return Ok(address),
                 Err(BlocksError::Conflict) => {}
@@ -282,6 +292,7 @@ impl Pool {
             prefix,
             node: node.clone(),
             given: BTreeMap::new(),
+            last: None,
         })
     }
 }

@@ -161,7 +161,9 @@ fn read(written: &IPBlock) -> Result<(String, Versioned), Unreadable> {
         Ok((address, Owner { node: it.node.clone(), holder: it.holder.clone() }))
     });
     let given = given.collect::<Result<BTreeMap<IpAddr, Owner>, Unreadable>>()?;
-    let block = Block { network: spec.network.clone(), prefix, node: spec.node.clone(), given };
+    let parse = |text: &String| text.parse().map_err(|_| unreadable(text));
+    let last = spec.last.as_ref().map(parse).transpose()?;
+    let block = Block { network: spec.network.clone(), prefix, node: spec.node.clone(), given, last };
     Ok((spec.pool.clone(), Versioned { block, version }))
 }
 
@@ -177,6 +179,7 @@ fn spec(pool: &str, block: &Block) -> IPBlockSpec {
         prefix: block.prefix.to_string(),
         node: block.node.clone(),
         given: given.collect(),
+        last: block.last.map(|it| it.to_string()),
     }
 }
 

@@ -180,6 +180,10 @@ pub struct IPBlockSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub given: Vec<GivenAddress>,
+    /// The address that was given last: those behind it come next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::address")]
+    pub last: Option<String>,
 }
 
 /// An address of a block that is given.

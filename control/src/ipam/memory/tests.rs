@@ -46,6 +46,19 @@ fn a_node_takes_from_its_own_blocks_and_borrows_when_the_pool_is_full() {
 }
 
 #[test]
+fn what_was_freed_is_given_again_after_everything_else() {
+    let blocks = MemoryBlocks::default();
+    let pool = pool("10.0.0.0/29", 29);
+    let take = |holder| run(pool.take(&blocks, &owner(1, holder), &Ask::default())).unwrap().to_string();
+    let free = |holder| run(release(&blocks, "p", &owner(1, holder))).unwrap();
+    assert_eq!([take(0), take(1)], ["10.0.0.1", "10.0.0.2"]);
+    free(0);
+    assert_eq!([take(2), take(3), take(4), take(5)], ["10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+    free(1);
+    assert_eq!([take(6), take(7)], ["10.0.0.1", "10.0.0.2"]);
+}
+
+#[test]
 fn an_address_that_is_asked_for_is_given_once() {
     let blocks = MemoryBlocks::default();
     let pool = pool("fd00::/112", 122);
