@@ -151,7 +151,9 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// How workers wait for packets.
     pub idle: Idle,
-    /// Chunks of packet memory.
+    /// Chunks of packet memory, of 2 KiB. Beside them the kernel takes 128 bytes a chunk for each queue of an AF_XDP socket,
+    /// one of a veth pod say (`xp_create_and_assign_umem` in Linux's net/xdp/xsk_buff_pool.c): with many such pods, no more
+    /// than they use.
     pub chunks: u32,
     /// What packet memory is backed with.
     pub hugepages: Hugepages,
@@ -257,7 +259,7 @@ impl RawConfig {
         let raw = RawConfig {
             file: file.to_owned(),
             node: reader.needed("node", &["name"]),
-            host: reader.optional("host", &["network", "addresses"]),
+            host: reader.optional("host", &["network"]),
             workers: reader.needed("workers", &["cpus"]),
             memory: reader.optional("memory", &[]).unwrap_or_default(),
             flows: reader.optional("flows", &[]).unwrap_or_default(),

@@ -280,6 +280,8 @@ impl Engine {
         let revised = if faults.is_empty() { self.author.revise(&self.desired) } else { Err(faults) };
         if let Err(faults) = revised {
             self.desired.revert(undo);
+            // What was good a moment ago is good still; of the services some may have been others already.
+            let _ = self.author.revise(&self.desired);
             return Err(self.refusals.too_large(faults));
         }
         self.reconcile().await;
@@ -287,7 +289,6 @@ impl Engine {
             let faults = self.faults_of_new_devices(&known);
             if !faults.is_empty() {
                 self.desired.revert(undo);
-                // What was good a moment ago is good still.
                 let _ = self.author.revise(&self.desired);
                 self.reconcile().await;
                 self.wait_until_live().await?;
@@ -321,7 +322,9 @@ impl Engine {
         self.knowledge.find_paths(&self.kernel, &self.desired, false).await;
         let known = self.assemble();
         let draft = self.compile(&known);
-        let lacking: Vec<_> = wanted.iter().filter(|(owner, _)| !self.devices.contains_key(owner)).collect();
+        let is_lacking =
+            |owner: &Owner| !matches!(owner, Owner::Uplink(_)) && !self.devices.contains_key(owner);
+        let lacking: Vec<_> = wanted.iter().filter(|(owner, _)| is_lacking(owner)).collect();
         for (owner, spec) in &lacking {
             let around = self.surroundings(owner, &draft);
             self.open_if_closed(owner, spec, &around).await;
@@ -366,7 +369,8 @@ impl Engine {
     }
 
     fn compile(&mut self, underlay: &Arc<Underlay>) -> Snapshot {
-        let addresses: Vec<IpAddr> = underlay.uplinks.values().flat_map(|it| it.addresses.clone()).collect();
+        let addresses: BTreeSet<IpAddr> =
+            underlay.uplinks.values().flat_map(|it| it.addresses.clone()).collect();
         self.author.set_addresses(&addresses);
         let layout = self.layout.follow(
             &self.desired,

@@ -387,14 +387,11 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         let with =
             Means { dataplane: &self.dataplane, functions: &settings.functions, faults: settings.faults };
         let made = make(&plan, attach, &network, &record, &with).await;
-        let made = match made {
-            Ok(result) => self.tell_pod(&record, &result).await.map(|()| result),
-            Err(failure) => Err(failure),
-        };
         let kept = match made {
-            Ok(result) => {
-                self.keep(Record { result: Some(result.clone()), ..record.clone() }).await.map(|()| result)
-            }
+            Ok(result) => self
+                .complete(Record { result: Some(result.clone()), ..record.clone() })
+                .await
+                .map(|()| result),
             Err(failure) => Err(failure),
         };
         match kept {
@@ -412,18 +409,21 @@ impl<D: Dataplane, P: Pods> Attacher<D, P> {
         }
     }
 
-    /// Writes to the pod what its container's sockets in the shared volume are, if this is one.
-    async fn tell_pod(&self, record: &Record, result: &AddResult) -> Result<(), Failure> {
+    /// Writes a record that is complete, and to the pod what its container's sockets in the shared volume are by now: for one
+    /// interface of a container after the other, so that none is left out.
+    async fn complete(&self, record: Record) -> Result<(), Failure> {
+        let container_id = record.key.id.container_id.clone();
+        let turn = self.turn(&AttachmentId { container_id: container_id.clone(), ifname: String::new() });
+        let _turn = turn.lock().await;
         let is_shared = record.wiring.as_ref().is_some_and(|it| it.shared.is_some());
-        let Some(pod) = record.pod.as_ref().filter(|_| is_shared) else { return Ok(()) };
+        let pod = record.pod.clone().filter(|_| is_shared);
+        self.keep(record).await?;
+        let Some(pod) = pod else { return Ok(()) };
         let sockets = self.with_ledger(|ledger| {
-            let others = ledger
-                .records()
-                .filter(|it| it.key.id.container_id == record.key.id.container_id && it.key != record.key);
-            let others = others.filter_map(|it| Some((it, it.result.as_ref()?)));
-            shared::descriptions(others.chain([(record, result)]))
+            let of_container = ledger.records().filter(|it| it.key.id.container_id == container_id);
+            shared::descriptions(of_container.filter_map(|it| Some((it, it.result.as_ref()?))))
         });
-        self.pods.describe(pod, &sockets).await
+        self.pods.describe(&pod, &sockets).await
     }
 
     /// Writes a record; when that fails, its addresses are free again unless an earlier record has them.

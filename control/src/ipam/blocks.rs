@@ -44,9 +44,18 @@ pub struct Block {
     /// The addresses that are given.
     pub given: BTreeMap<IpAddr, Owner>,
     /// The one that was given last. Those behind it come next, so that what was freed lately, which others may still speak
-    /// to, is given again late.
+    /// to, is given again late. Who takes a block anew begins at its beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<IpAddr>,
+}
+
+/// Some addresses of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Those behind the one that was given last.
+    Behind,
+    /// All of them.
+    Whole,
 }
 
 impl Block {
@@ -59,11 +68,11 @@ impl Block {
         })
     }
 
-    fn free(&self, pool: &Pool, reserved: &[IpAddr]) -> Option<IpAddr> {
+    /// A free address: of those behind the one that was given last, or of all.
+    fn free(&self, pool: &Pool, reserved: &[IpAddr], of: Part) -> Option<IpAddr> {
         let is_free = |it: &IpAddr| !self.given.contains_key(it) && pool.gives(*it) && !reserved.contains(it);
-        let behind = |it: &IpAddr| self.last.is_none_or(|last| *it > last);
-        let next = self.addresses().filter(behind).find(is_free);
-        next.or_else(|| self.addresses().find(is_free))
+        let is_of = |it: &IpAddr| of == Part::Whole || self.last.is_none_or(|last| *it > last);
+        self.addresses().filter(is_of).find(is_free)
     }
 }
 
@@ -244,20 +253,24 @@ impl Pool {
         if let Some(choice) = preferred.and_then(|it| self.find(known, owner, it).ok()) {
             return Ok(choice);
         }
-        let with_room = |it: &Versioned| {
-            let address = it.block.free(self, ask.reserved)?;
+        let with_room = |it: &Versioned, of: Part| {
+            let address = it.block.free(self, ask.reserved, of)?;
             Some((Some(it.version), it.block.clone(), address))
         };
         let usable = || known.iter().filter(|it| it.block.network == self.network);
-        let own = usable().filter(|it| it.block.node == owner.node).find_map(with_room);
+        let own = || usable().filter(|it| it.block.node == owner.node);
+        let own = own()
+            .find_map(|it| with_room(it, Part::Behind))
+            .or_else(|| own().find_map(|it| with_room(it, Part::Whole)));
         let new = || {
             let (block, address) = self.uncut(known, owner).find_map(|block| {
-                let address = block.free(self, ask.reserved)?;
+                let address = block.free(self, ask.reserved, Part::Whole)?;
                 Some((block, address))
             })?;
             Some((None, block, address))
         };
-        own.or_else(new).or_else(|| usable().find_map(with_room)).ok_or_else(|| self.exhausted())
+        let lent = || usable().find_map(|it| with_room(it, Part::Whole));
+        own.or_else(new).or_else(lent).ok_or_else(|| self.exhausted())
     }
 
     fn find(&self, known: &[Versioned], owner: &Owner, address: IpAddr) -> Result<Choice, PoolError> {

@@ -335,7 +335,8 @@ pub struct Host {
     pub interface: InterfaceName,
     /// The network that the node takes part in.
     pub network: Name,
-    /// The node's addresses there.
+    /// The node's addresses there; those of its uplinks if it is told none.
+    #[serde(default)]
     pub addresses: Vec<IpAddr>,
 }
 

@@ -322,6 +322,9 @@ fn a_close_under_traffic_returns_every_chunk_and_a_hundred_leave_no_descriptor()
         veth("left", "a");
         let (a, mut pool) = (Wire::on("a"), pool(1024));
         let descriptors = || std::fs::read_dir("/proc/self/fd").expect("proc is mounted").count();
+        // The program for pods' interfaces stays once it is loaded.
+        let (_, first) = open("left", XdpMode::Auto, &mut pool);
+        first.close(&mut pool);
         let before = descriptors();
         for cycle in 0..100 {
             let (steer, mut port) = open("left", XdpMode::Auto, &mut pool);

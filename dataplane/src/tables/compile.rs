@@ -565,3 +565,6 @@ pub fn check_capacity(desired: &Desired) -> Vec<Fault> {
     }
     faults
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,12 +170,12 @@ impl Author {
     }
 
     /// The node's addresses are these: node ports answer there, or at those of them that were chosen.
-    pub fn set_addresses(&mut self, addresses: &[IpAddr]) {
+    pub fn set_addresses<'a>(&mut self, addresses: impl IntoIterator<Item = &'a IpAddr>) {
         let zone = self.zone.as_ref().map(ToString::to_string);
         let chosen = &self.node_port_prefixes;
         let answers =
             |address: &&IpAddr| chosen.is_empty() || chosen.iter().any(|it| it.net().contains(*address));
-        let addresses = addresses.iter().filter(answers).copied().collect();
+        let addresses = addresses.into_iter().filter(answers).copied().collect();
         if self.directory.set_node(Node { addresses, zone }) {
             self.book.services = self.directory.tables();
         }

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::chart::NAMESPACE;
 use crate::lab::{Lab, Running, programs, under4, v4, v6, wait_until};
 use crate::traffic::{no_ping, ping, reach};
-use server::{NAMESPACE, Server};
+use server::Server;
 
 /// From an answer of the API server to what packets meet, in debug builds on a busy machine.
 const BOUND: Duration = Duration::from_secs(2);
@@ -153,11 +154,30 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Nodes are as they must be to answer for addresses of load balancers.
+    fn can_announce(&self) {
+        for i in 1..=2 {
+            // Without it the kernel answers for no address but its own, as an agent's log would say.
+            self.lab
+                .node(i)
+                .run("sysctl -qw net.ipv4.conf.uplink.forwarding=1 net.ipv6.conf.uplink.forwarding=1");
+            let ready = json!([{"type": "Ready", "status": "True"}]);
+            self.server.apply_status(
+                "/api/v1/nodes",
+                &json!({
+                    "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node{i}")},
+                    "status": {"conditions": ready, "addresses": [{"type": "InternalIP", "address": under4(i)}]},
+                }),
+            );
+        }
+    }
+
     /// A service of port 80 in both families, of which pod 1 of node 2 serves port 7000.
     fn serve(&self, name: &str, address: &str, kind: &str) {
+        let six = format!("fd10:96::{}", address.rsplit('.').next().expect("an IPv4 address"));
         let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
         let spec = json!({
-            "type": kind, "clusterIPs": [address, "fd10:96::80"], "clusterIP": address,
+            "type": kind, "clusterIPs": [address, six], "clusterIP": address,
             "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
             "ports": [{"name": "echo", "port": 80, "targetPort": 7000}],
         });
@@ -363,21 +383,7 @@ fn the_cluster_is_told_what_is_honoured_and_what_is_not() {
 #[test]
 fn load_balancers_have_addresses_that_answer() {
     let cluster = Cluster::up();
-    for i in 1..=2 {
-        // Without it the kernel answers for no address but its own, as an agent's log would say.
-        cluster
-            .lab
-            .node(i)
-            .run("sysctl -qw net.ipv4.conf.uplink.forwarding=1 net.ipv6.conf.uplink.forwarding=1");
-        let ready = json!([{"type": "Ready", "status": "True"}]);
-        cluster.server.apply_status(
-            "/api/v1/nodes",
-            &json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("node{i}")},
-                "status": {"conditions": ready, "addresses": [{"type": "InternalIP", "address": under4(i)}]},
-            }),
-        );
-    }
+    cluster.can_announce();
     cluster.server.apply(
         "/apis/penstock.dev/v1alpha1/ippools",
         &json!({
@@ -411,6 +417,38 @@ fn load_balancers_have_addresses_that_answer() {
         let asked = cluster.lab.under().attempt(&format!("curl -sSf -m 1 -o /dev/null http://{address}/"));
         !asked.status.success()
     });
+}
+
+#[test]
+fn another_agent_gives_addresses_when_the_one_that_did_has_ended() {
+    let mut cluster = Cluster::up();
+    cluster.can_announce();
+    cluster.server.apply(
+        "/apis/penstock.dev/v1alpha1/ippools",
+        &json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "outside"},
+            "spec": {"use": "LoadBalancer", "prefixes": ["192.168.51.128/30", "fd50:1::80/126"]},
+        }),
+    );
+    let address_of = |cluster: &Cluster, name: &str| {
+        let service = cluster.server.get(&format!("{SERVICES}/{name}"));
+        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
+    };
+    cluster.serve("first", "10.96.0.81", "LoadBalancer");
+    wait_until("the service has an address", || address_of(&cluster, "first").is_some());
+    let leader = cluster.server.leader().expect("somebody gave it");
+    let i: usize = leader.strip_prefix("node").and_then(|it| it.parse().ok()).expect("one of the nodes");
+    // As at a loss of power: it gives nothing back.
+    cluster.agents[i - 1].take().expect("started").end("KILL");
+    cluster.serve("second", "10.96.0.82", "LoadBalancer");
+    let (from, other) = (Instant::now(), format!("node{}", 3 - i));
+    while cluster.server.leader().as_ref() != Some(&other) {
+        // It lasts 15 s, and is looked at every 3.
+        assert!(from.elapsed() < Duration::from_secs(15 + 6 + 15), "nobody leads");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    wait_until("the second service has an address", || address_of(&cluster, "second").is_some());
+    assert_ne!(address_of(&cluster, "first"), address_of(&cluster, "second"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod attach_chains;
 mod attach_many;
 mod beyond;
 mod changes;
+mod chart;
 mod churn;
 mod configurations;
 mod containers;

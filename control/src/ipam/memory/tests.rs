@@ -59,6 +59,20 @@ fn what_was_freed_is_given_again_after_everything_else() {
 }
 
 #[test]
+fn what_was_freed_waits_for_the_rest_of_all_blocks_of_a_node() {
+    let blocks = MemoryBlocks::default();
+    // Blocks of four addresses.
+    let pool = pool("10.0.0.0/28", 30);
+    let take = |holder| run(pool.take(&blocks, &owner(1, holder), &Ask::default())).unwrap().to_string();
+    let free = |holder| run(release(&blocks, "p", &owner(1, holder))).unwrap();
+    (0..3).for_each(|holder| drop(take(holder)));
+    assert_eq!(take(3), "10.0.0.4");
+    free(1);
+    assert_eq!([take(4), take(5), take(6)], ["10.0.0.5", "10.0.0.6", "10.0.0.7"]);
+    assert_eq!(take(7), "10.0.0.2");
+}
+
+#[test]
 fn an_address_that_is_asked_for_is_given_once() {
     let blocks = MemoryBlocks::default();
     let pool = pool("fd00::/112", 122);

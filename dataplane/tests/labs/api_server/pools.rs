@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::server::{NAMESPACE, Server};
+use super::server::Server;
 use super::{Cluster, POLICIES};
 use crate::containers::{Container, Runtime, address};
 use crate::lab::{Lab, wait_until};
@@ -97,13 +97,7 @@ fn detach(runtime: &Runtime<'_>, attached: &Attached) {
 /// Two agents, the first of which speaks for all.
 fn agents<'a>(lab: &'a Lab, server: &Server) -> [Runtime<'a>; 2] {
     let first = Runtime::start_agent_with(lab, 1, &server.kubeconfig());
-    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
-    wait_until("the first agent leads", || {
-        let listed = server.get(&leases);
-        listed["items"]
-            .as_array()
-            .is_some_and(|it| it.iter().any(|it| it["spec"]["holderIdentity"] == "node1"))
-    });
+    wait_until("the first agent leads", || server.leader().as_deref() == Some("node1"));
     [first, Runtime::start_agent_with(lab, 2, &server.kubeconfig())]
 }
 

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Place, Running, repository, succeed, wait_until};
+use crate::chart::{NAMESPACE, render_chart};
+use crate::lab::{Lab, Place, Running, succeed, wait_until};
 
 /// Where `scripts/setup --api-server` puts kube-apiserver.
 const BUILT: &str = "/var/cache/penstock/kubernetes/kube-apiserver";
@@ -15,10 +16,6 @@ const ADDRESS: &str = "192.168.51.200";
 const AGENT: &str = "agent-token";
 /// The token of Multus's account.
 const MULTUS: &str = "multus-token";
-/// Where the chart puts the agents' account and their lease.
-pub const NAMESPACE: &str = "penstock-system";
-/// Where `scripts/setup --tests` puts what renders the chart.
-const CHART: &str = "/var/cache/penstock/go/chart";
 /// The collections of what the chart has in it, by kind.
 const COLLECTIONS: [(&str, &str); 9] = [
     ("CustomResourceDefinition", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"),
@@ -162,10 +159,7 @@ impl Server {
 
     /// Installs the chart as `helm install penstock` does, with values in the place of its own.
     pub fn install_chart(&self, values: &[&str]) {
-        assert!(Path::new(CHART).exists(), "no {CHART}, which takes Go: scripts/setup --tests builds it");
-        let mut chart = Command::new(CHART);
-        chart.arg(repository().join("configs/kubernetes/chart")).args(["penstock", NAMESPACE]).args(values);
-        let objects: Vec<Value> = serde_json::from_str(&succeed(chart)).expect("a list of objects");
+        let objects = render_chart(values);
         self.apply(
             "/api/v1/namespaces",
             &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
@@ -219,6 +213,13 @@ impl Server {
     pub fn get(&self, path: &str) -> Value {
         let text = self.place.run(&self.curl("GET", path, "", None));
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: no JSON ({e}): {text}"))
+    }
+
+    /// The node whose agent speaks for all of them, once there is one.
+    pub fn leader(&self) -> Option<String> {
+        let leases = self.get(&format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"));
+        let mut holders = leases["items"].as_array()?.iter().map(|it| &it["spec"]["holderIdentity"]);
+        holders.find_map(|it| it.as_str().map(str::to_owned))
     }
 
     /// Makes etcd forget what was before now.
