@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::environment::{AttachmentId, is_name};
@@ -76,7 +77,7 @@ pub struct Config {
     #[serde(default)]
     pub queues: Option<u32>,
     /// Where addresses come from.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "ipam")]
     pub ipam: Ipam,
     /// For the mode `vhost-user`.
     #[serde(default)]
@@ -118,6 +119,17 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Of what another plugin is told in its own words, only its name.
+fn ipam<'de, D: Deserializer<'de>>(words: D) -> Result<Ipam, D::Error> {
+    let written = Value::deserialize(words)?;
+    let kind = written.get("type").and_then(Value::as_str).map(str::to_owned);
+    let named = Ipam { kind, ..Ipam::default() };
+    if named.delegate().is_some() {
+        return Ok(named);
+    }
+    serde_json::from_value(written).map_err(D::Error::custom)
 }
 
 /// Where addresses come from.

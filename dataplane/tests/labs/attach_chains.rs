@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::containers::{Container, Runtime, address, plugins};
-use crate::lab::{Lab, Place, under4, v4, wait_until};
+use crate::lab::{Lab, Place, under4, v4, v6, wait_until};
 use crate::services::{WAY_OUT, backend_script, serve};
 use crate::stateful::apply;
 use crate::traffic::ping;
@@ -128,6 +128,28 @@ fn host_local_gives_addresses_in_our_place() {
     runtime.call_with("DEL", &container, &lost, &[("CNI_CONTAINERID", &id)]).unwrap();
     assert!(!kept.join("other/10.244.1.77").exists());
     cnitool(&runtime, &node, "del", "other", &container);
+}
+
+#[test]
+fn a_plugin_that_keeps_nothing_gives_addresses_in_our_place() {
+    let lab = Lab::up("--pods 1");
+    let runtime = Runtime::start(&lab, 1);
+    let node = lab.node(1);
+    let container = Container::new(&lab, "c1");
+    let ipam = json!({
+        "type": "static", "addresses": [{ "address": "10.244.1.88/24" }, { "address": "fd10:244:1::88/64" }],
+    });
+    configure(&runtime, "fixed", "1.0.0", &json!([runtime.config(json!({ "ipam": ipam }))]));
+    let result = cnitool(&runtime, &node, "add", "fixed", &container);
+    assert_eq!(
+        (address(&result, false).as_str(), address(&result, true).as_str()),
+        ("10.244.1.88", "fd10:244:1::88")
+    );
+    ping(&container.place, &v4(2, 1));
+    ping(&container.place, &v6(2, 1));
+    cnitool(&runtime, &node, "check", "fixed", &container);
+    cnitool(&runtime, &node, "del", "fixed", &container);
+    assert_eq!(runtime.given(), [Value::Null; 0]);
 }
 
 #[test]
