@@ -154,8 +154,8 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Nodes are as they must be to answer for addresses of load balancers.
-    fn can_announce(&self) {
+    /// There are addresses for load balancers, and nodes are as they must be to answer for them.
+    fn offer_addresses(&self) {
         for i in 1..=2 {
             // Without it the kernel answers for no address but its own, as an agent's log would say.
             self.lab
@@ -170,6 +170,19 @@ impl Cluster {
                 }),
             );
         }
+        self.server.apply(
+            "/apis/penstock.dev/v1alpha1/ippools",
+            &json!({
+                "apiVersion": "penstock.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "outside"},
+                "spec": {"use": "LoadBalancer", "prefixes": ["192.168.51.128/30", "fd50:1::80/126"]},
+            }),
+        );
+    }
+
+    /// The first address that a load balancer has been given.
+    fn address_of(&self, service: &str) -> Option<String> {
+        let service = self.server.get(&format!("{SERVICES}/{service}"));
+        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
     }
 
     /// A service of port 80 in both families, of which pod 1 of node 2 serves port 7000.
@@ -383,21 +396,10 @@ fn the_cluster_is_told_what_is_honoured_and_what_is_not() {
 #[test]
 fn load_balancers_have_addresses_that_answer() {
     let cluster = Cluster::up();
-    cluster.can_announce();
-    cluster.server.apply(
-        "/apis/penstock.dev/v1alpha1/ippools",
-        &json!({
-            "apiVersion": "penstock.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "outside"},
-            "spec": {"use": "LoadBalancer", "prefixes": ["192.168.51.128/30", "fd50:1::80/126"]},
-        }),
-    );
+    cluster.offer_addresses();
     cluster.serve("echo", "10.96.0.81", "LoadBalancer");
-    let address = || {
-        let service = cluster.server.get(&format!("{SERVICES}/echo"));
-        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
-    };
-    wait_until("the service has an address", || address().is_some());
-    let address = address().expect("just seen");
+    wait_until("the service has an address", || cluster.address_of("echo").is_some());
+    let address = cluster.address_of("echo").expect("just seen");
     assert!(address.starts_with("192.168.51.1"), "{address}");
     let _server = cluster.lab.pod(2, 1).serve(7000, "python3 -m http.server --bind :: 7000");
     // Whoever is on the subnet finds the node that was elected.
@@ -422,20 +424,9 @@ fn load_balancers_have_addresses_that_answer() {
 #[test]
 fn another_agent_gives_addresses_when_the_one_that_did_has_ended() {
     let mut cluster = Cluster::up();
-    cluster.can_announce();
-    cluster.server.apply(
-        "/apis/penstock.dev/v1alpha1/ippools",
-        &json!({
-            "apiVersion": "penstock.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "outside"},
-            "spec": {"use": "LoadBalancer", "prefixes": ["192.168.51.128/30", "fd50:1::80/126"]},
-        }),
-    );
-    let address_of = |cluster: &Cluster, name: &str| {
-        let service = cluster.server.get(&format!("{SERVICES}/{name}"));
-        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
-    };
+    cluster.offer_addresses();
     cluster.serve("first", "10.96.0.81", "LoadBalancer");
-    wait_until("the service has an address", || address_of(&cluster, "first").is_some());
+    wait_until("the service has an address", || cluster.address_of("first").is_some());
     let leader = cluster.server.leader().expect("somebody gave it");
     let i: usize = leader.strip_prefix("node").and_then(|it| it.parse().ok()).expect("one of the nodes");
     // As at a loss of power: it gives nothing back.
@@ -447,8 +438,8 @@ fn another_agent_gives_addresses_when_the_one_that_did_has_ended() {
         assert!(from.elapsed() < Duration::from_secs(15 + 6 + 15), "nobody leads");
         std::thread::sleep(Duration::from_millis(100));
     }
-    wait_until("the second service has an address", || address_of(&cluster, "second").is_some());
-    assert_ne!(address_of(&cluster, "first"), address_of(&cluster, "second"));
+    wait_until("the second service has an address", || cluster.address_of("second").is_some());
+    assert_ne!(cluster.address_of("first"), cluster.address_of("second"));
 }
 
 #[test]
